@@ -1,0 +1,108 @@
+"""The types the actors share. Plain values: no Ray, no gRPC, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+
+class ExpertKey(NamedTuple):
+    """One routed expert: `layer` is the model's own layer index, `expert` its index in that layer."""
+
+    layer: int
+    expert: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the policies need to know of a model. `layer_ids`: layers with routed experts, ascending."""
+
+    layer_ids: tuple[int, ...]
+    n_experts: int
+    top_k: int
+    hidden_size: int
+    intermediate_size: int
+    expert_bytes: int
+    """Bytes of one expert as stored (gate, up and down)."""
+
+    @property
+    def n_layers(self) -> int:
+        """Layers with routed experts."""
+        return len(self.layer_ids)
+
+    def row(self, layer: int) -> int:
+        """Position of `layer` in arrays of shape [n_layers, n_experts]."""
+        return self.layer_ids.index(layer)
+
+    def keys(self) -> list[ExpertKey]:
+        """Every routed expert, layer by layer."""
+        return [ExpertKey(layer, e) for layer in self.layer_ids for e in range(self.n_experts)]
+
+
+@dataclass(frozen=True)
+class RoutingWindow:
+    """Routing of one pass: a draft window of W = γ+1 tokens, or a prefill chunk."""
+
+    tokens: int
+    """W: tokens the pass computed, those rejected afterwards included."""
+    counts: np.ndarray
+    """(token, slot) pairs routed to each expert; int [n_layers, n_experts]; each row sums to tokens · top_k."""
+    prefill: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which experts deserve residency: those of layer l whose utility is at least `thresholds[l]`."""
+
+    epoch: int
+    thresholds: np.ndarray
+    """k per layer; int [n_layers]."""
+    utilities: np.ndarray
+    """Utility of each expert; int [n_layers, n_experts]; higher is worth more."""
+    link_budget_bytes: int
+    """Bytes of transfers this plan may start."""
+    solver_status: str
+    """OPTIMAL or FEASIBLE of the solver, GREEDY of the fallback."""
+
+    def hot(self) -> np.ndarray:
+        """bool [n_layers, n_experts]: experts the plan wants resident."""
+        return self.utilities >= self.thresholds[:, None]
+
+
+@dataclass(frozen=True)
+class CostSample:
+    """One measurement: `experts` experts with `pairs` (token, expert) pairs took `seconds` on `actor`."""
+
+    actor: str
+    experts: int
+    pairs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the target's logits."""
+
+    temperature: float = 0.0
+    """0: greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time on one row of the timeline; nanoseconds of the wall clock since the epoch."""
+
+    row: str
+    name: str
+    start_ns: int
+    end_ns: int
+    args: dict[str, str] = field(default_factory=dict)

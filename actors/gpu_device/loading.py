@@ -1,0 +1,145 @@
+"""Everything a device needs before it can compute: trunk, draft, weights in reach, slots, KV budget."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ...configs import Deployment, GpuDeviceConfig
+from ...errors import UserError
+from ...kernels.layout import STORED_DTYPES
+from ..core import ModelShape
+from ..policy.cost import CostModel
+from ..prefetcher.arena import ArenaElsewhere, ArenaError
+from ..prefetcher.checkpoint import open_checkpoint
+from ..prefetcher.source import ExpertSource
+from ..prefetcher.store import ExpertStore
+from ..transport.calls import ExpertCaller
+from ..transport.peers import Peers
+from .decode import Decoder
+from .drafting import Drafter
+from .kv import KvBudget, bytes_per_token
+from .layer import LayerExecutor
+from .link import CudaLink, EmulatedLink, Link, MemoryLink
+from .misses import Workers
+from .same_tokenizer import check_same_tokenizer
+from .sessions import Sessions
+from .slots import ExpertSlots, slots_within
+from .trunk import LoadedModel, load_draft, load_trunk
+
+STAGES = ("trunk", "draft", "weights", "ready")
+ATTACH_PATIENCE_S = 120.0
+"""Longest wait for a prefetcher that is starting at the same time."""
+ATTACH_SLICE_S = 1.0
+
+
+class DeviceUnusable(UserError, RuntimeError):
+    """The device cannot serve with this configuration; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A loaded device."""
+
+    config: GpuDeviceConfig
+    shape: ModelShape
+    fingerprint: str
+    target: LoadedModel
+    draft: LoadedModel | None
+    source: ExpertSource
+    slots: ExpertSlots
+    sessions: Sessions
+    decoder: Decoder
+    close: Callable[[], None]
+    """Frees threads and mappings; nothing may be in use."""
+
+
+def load_device(
+    deployment: Deployment,
+    store_path: Path,
+    peers: Peers,
+    prefetcher: str,
+    workers: Sequence[str],
+    entered: Callable[[str], None],
+    stopping: threading.Event,
+) -> Device:
+    """Loads the deployment's gpu device; `entered` is told each of STAGES as it begins.
+
+    Raises DeviceUnusable, TrunkError, TokenizerMismatch, BudgetTooSmall, CheckpointError, StoreError, ArenaError.
+    """
+    config, model = deployment.gpu, deployment.model
+    device, dtype = torch_device(config), STORED_DTYPES[model.compute_dtype]
+    with ExitStack() as undo:
+        store = ExpertStore.open(store_path)
+        undo.callback(store.close)
+        shape = store.shape
+        # What cannot work is said before anything large is loaded.
+        slots_within(config.expert_memory, shape)
+        if open_checkpoint(model.target).shape != shape:
+            raise DeviceUnusable(
+                f"{store_path} holds the experts of another model than {model.target}: convert it again"
+            )
+        if model.draft is not None:
+            check_same_tokenizer(model.target, model.draft)
+        entered("trunk")
+        target = load_trunk(model.target, dtype, device)
+        entered("draft")
+        draft = load_draft(model.draft, dtype, device) if model.draft is not None else None
+        kv_bytes = bytes_per_token(target) + (bytes_per_token(draft) if draft else 0)
+        entered("weights")
+        source = _attach(config.name, peers, prefetcher, store, stopping)
+        undo.callback(source.close)
+        slots = ExpertSlots(shape, config.expert_memory, device, _link(config, device, source, shape))
+        undo.callback(slots.close)
+        calls = Workers(ExpertCaller(peers, store.fingerprint), workers, CostModel(shape.expert_bytes, config.name))
+        executor = LayerExecutor(config.name, shape, store.layout, slots, source, calls)
+        decoder = Decoder(target, Drafter(draft, target.vocab_size) if draft else None, executor)
+        sessions = Sessions(decoder, KvBudget(config.kv_memory, kv_bytes))
+        return Device(
+            config, shape, store.fingerprint, target, draft, source, slots, sessions, decoder, undo.pop_all().close
+        )
+
+
+def torch_device(config: GpuDeviceConfig) -> torch.device:
+    """Where to compute: emulated devices compute on the CPU. Raises DeviceUnusable when there is no such device."""
+    if config.torch_device in ("cpu", "emulated"):
+        return torch.device("cpu")
+    device = torch.device(config.torch_device)
+    if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
+        raise DeviceUnusable(
+            f"devices.{config.name}.torch_device: {config.torch_device}, but torch sees "
+            f"{torch.cuda.device_count()} CUDA devices here: choose another, or cpu"
+        )
+    return device
+
+
+def _attach(name: str, peers: Peers, prefetcher: str, store: ExpertStore, stopping: threading.Event) -> ExpertSource:
+    """The prefetcher's arena, once it is up: both start at the same time."""
+    give_up = time.monotonic() + ATTACH_PATIENCE_S
+    while True:
+        try:
+            return ExpertSource.shared(peers, prefetcher, store.shape, store, timeout_s=ATTACH_SLICE_S)
+        except ArenaElsewhere as error:
+            raise DeviceUnusable(
+                f"devices.{name}.placement: the arena of {prefetcher} is on another host, and a gpu device reads it in "
+                f"place: give {name} and the prefetcher the same placement"
+            ) from error
+        except ArenaError as error:
+            if stopping.is_set():
+                raise DeviceUnusable("stopped while starting") from error
+            if time.monotonic() > give_up:
+                raise
+
+
+def _link(config: GpuDeviceConfig, device: torch.device, source: ExpertSource, shape: ModelShape) -> Link:
+    if config.link is not None:
+        return EmulatedLink(config.link)
+    if device.type == "cuda":
+        return CudaLink(device, lambda: source.arena.memory, shape.expert_bytes)
+    return MemoryLink()

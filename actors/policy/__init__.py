@@ -1,0 +1,1 @@
+"""Every decision of the system, pure: numpy and OR-Tools; no Ray, gRPC, threads, clock or torch."""

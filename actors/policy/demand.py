@@ -1,0 +1,58 @@
+"""How often each expert is asked for: the part of utility estimation that all estimators share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..core import ModelShape, RoutingWindow
+
+PROMPT_BYPASS_TOKENS = 32
+"""Prefill windows of at least this many tokens leave utilities alone, as in the released code."""
+
+ALPHA = 0.02
+"""Weight of one new token against all older ones: an observation has lost half its weight after 34 tokens."""
+
+
+class DecayedDemand:
+    """Exponentially decayed probability that a token is routed to an expert.
+
+    A window of T tokens weighs 1 − (1 − ALPHA)^T, so that long and short windows count by their tokens.
+    Windows that bypass the utilities are seen here: a prompt says nothing of bursts, but it does say what the
+    text wants. Before the first window every expert is equally likely.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        self._per_token = np.full((shape.n_layers, shape.n_experts), shape.top_k / shape.n_experts)
+
+    def observe(self, window: RoutingWindow) -> None:
+        keep = (1.0 - ALPHA) ** window.tokens
+        self._per_token = keep * self._per_token + (1.0 - keep) * (window.counts / window.tokens)
+
+    def expected_counts(self, tokens: int) -> np.ndarray:
+        """Expected (token, slot) pairs of a window of `tokens` tokens.
+
+        float64 [n_layers, n_experts]; each row sums to tokens · top_k, no element exceeds `tokens`.
+        """
+        if tokens < 0:
+            raise ValueError(f"tokens is {tokens}; expected 0 or more")
+        return tokens * self._per_token
+
+
+def check_window(window: RoutingWindow, shape: ModelShape) -> None:
+    """Raises ValueError unless `window.counts` can be the routing of `window.tokens` tokens of this model."""
+    counts, expected = np.asarray(window.counts), (shape.n_layers, shape.n_experts)
+    if counts.shape != expected:
+        raise ValueError(f"routing window: counts have shape {counts.shape}; the model's is {expected}")
+    if window.tokens < 1:
+        raise ValueError(f"routing window: tokens is {window.tokens}; expected at least 1")
+    if counts.min() < 0 or counts.max() > window.tokens:
+        raise ValueError(f"routing window: counts must lie in 0..{window.tokens}, the tokens of the window")
+    if (counts.sum(axis=1) != window.tokens * shape.top_k).any():
+        raise ValueError(
+            f"routing window: every layer's counts must sum to tokens · top_k = {window.tokens * shape.top_k}"
+        )
+
+
+def bypasses_utilities(window: RoutingWindow) -> bool:
+    """True for a prefill window long enough to leave utilities alone."""
+    return window.prefill and window.tokens >= PROMPT_BYPASS_TOKENS

@@ -1,0 +1,122 @@
+"""Plans are made beside the steps, never in their way: a thread solves, the newest plan is sent when it is done."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import grpc.aio
+import structlog
+
+from ...protos.v1 import steps_pb2 as pb
+from ..core import ModelShape, Plan
+from ..transport.messages import keys, plan_to_proto, sample_from_proto, window_from_proto
+from .device_client import DeviceClient, DeviceLost
+from .planner import Planner
+from .prefetcher_client import PrefetcherClient
+
+log = structlog.get_logger()
+
+MAX_SPANS = 256
+"""Planning spans kept until somebody traces."""
+
+
+@dataclass(frozen=True)
+class PlanNote:
+    """A plan that took effect: for the statistics."""
+
+    milliseconds: float
+    status: str
+
+
+class PlanDispatch:
+    """Feeds the planner from step replies and sends what it plans to the device and the prefetcher."""
+
+    def __init__(self, shape: ModelShape, planner: Planner, device: DeviceClient, prefetcher: PrefetcherClient):
+        self._shape, self._planner, self._device = shape, planner, device
+        self._prefetcher = prefetcher
+        self._solver = ThreadPoolExecutor(1, thread_name_prefix="planning")
+        self._busy: asyncio.Task | None = None
+        self._sent_to = ("", "")
+        self._made: list[PlanNote] = []
+        self._spans: list[pb.Span] = []
+
+    @property
+    def epoch(self) -> int:
+        return self._planner.epoch
+
+    def observe(self, reply: pb.StepReply) -> list[PlanNote]:
+        """Learns from a step, starts the next plan if one is due; returns the plans finished since the last call."""
+        timings = reply.timings
+        self._planner.observe(
+            window_from_proto(reply.window, reply.prefill),
+            [sample_from_proto(sample) for sample in timings.samples],
+            keys(reply.resident),
+            timings.draft_s + timings.verify_s,
+        )
+        if self._sent_to != self._receivers():
+            self._planner.redo()
+        if (self._busy is None or self._busy.done()) and self._planner.due(time.monotonic()):
+            self._busy = asyncio.create_task(self._plan())
+            self._busy.add_done_callback(_log_failure)
+        made, self._made = self._made, []
+        return made
+
+    def take_spans(self) -> list[pb.Span]:
+        """Planning spans since the last call."""
+        spans, self._spans = self._spans, []
+        return spans
+
+    async def stop(self) -> None:
+        if self._busy is not None:
+            self._busy.cancel()
+        self._solver.shutdown(wait=False, cancel_futures=True)
+
+    async def _plan(self) -> None:
+        task = self._planner.task()
+        started_ns = time.time_ns()
+        plan = await asyncio.get_running_loop().run_in_executor(self._solver, task.solve)
+        ended_ns = time.time_ns()
+        took_s = (ended_ns - started_ns) / 1e9
+        self._planner.adopt(plan, took_s, time.monotonic())
+        self._made.append(PlanNote(took_s * 1e3, plan.solver_status))
+        self._spans.append(
+            pb.Span(
+                row="planning",
+                name=f"plan {plan.epoch}",
+                start_ns=started_ns,
+                end_ns=ended_ns,
+                args={"status": plan.solver_status, "hot": str(int(plan.hot().sum()))},
+            )
+        )
+        del self._spans[:-MAX_SPANS]
+        await self._send(plan)
+
+    async def _send(self, plan: Plan) -> None:
+        """To the device first: it orders its evictions by the plan before the prefetcher's first transfer arrives."""
+        message = plan_to_proto(plan, self._shape)
+        try:
+            reply = await self._device.set_plan(message)
+            if not reply.accepted:
+                # This scheduler was restarted and counts from 1 again, the device has seen higher epochs.
+                self._planner.epoch = max(self._planner.epoch, reply.epoch_held) + 1
+                message = plan_to_proto(replace(plan, epoch=self._planner.epoch), self._shape)
+                await self._device.set_plan(message)
+        except (DeviceLost, grpc.aio.AioRpcError) as error:
+            # A plan is advice: the next one follows soon, and everybody works on with the last.
+            log.warning("plan not delivered", epoch=plan.epoch, reason=str(error))
+            self._sent_to = ("", "")
+            return
+        delivered = await self._prefetcher.set_plan(message) is not None
+        self._sent_to = self._receivers() if delivered else ("", "")
+
+    def _receivers(self) -> tuple[str, str]:
+        """Incarnations of device and prefetcher: a restarted one has no plan."""
+        return self._device.incarnation, self._prefetcher.incarnation
+
+
+def _log_failure(task: asyncio.Task) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("no plan was made", error=repr(task.exception()))

@@ -1,0 +1,72 @@
+"""One request on its way through the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+import grpc
+
+from ...protos.v1 import generation_pb2 as pb
+from ..core import Sampling
+from .tally import Tally
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a request ended without its tokens: one gRPC status, with what to do about it in `message`."""
+
+    code: grpc.StatusCode
+    message: str
+
+
+@dataclass
+class Request:
+    """State of one request; owned by the event loop."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    """In all: tokens already emitted before a restart are part of it."""
+    sampling: Sampling
+    gamma: int
+    """Most draft tokens a step."""
+    trace: bool
+    ignore_eos: bool
+    tally: Tally
+    deadline_s: float = math.inf
+    """When the client gives up; seconds of `time.monotonic`."""
+    emitted: list[int] = field(default_factory=list)
+    opened: bool = False
+    """The device holds its KV cache."""
+    abandoned: bool = False
+    """The client has left: no further step is taken for it."""
+    events: asyncio.Queue[pb.SubmitEvent | Failure] = field(default_factory=asyncio.Queue)
+    """One event a step at most: bounded by max_tokens and the prompt's chunks."""
+    stalls: int = 0
+    """Times the device was lost since this request last made progress."""
+
+    @property
+    def remaining(self) -> int:
+        """Tokens still wanted."""
+        return self.max_tokens - len(self.emitted)
+
+    @property
+    def reserve_tokens(self) -> int:
+        """KV cache positions it can ever need: a verification writes γ tokens beyond the last accepted one."""
+        return len(self.prompt_ids) + self.max_tokens + self.gamma
+
+    def take(self, tokens: list[int], eos: frozenset[int]) -> tuple[list[int], pb.Statistics.FinishReason | None]:
+        """Adds a step's tokens; returns those the client gets and, when the request is done, why."""
+        kept: list[int] = []
+        for token in tokens:
+            if token in eos and not self.ignore_eos:
+                self.emitted += kept
+                return kept, pb.Statistics.STOP
+            kept.append(token)
+            if len(self.emitted) + len(kept) == self.max_tokens:
+                self.emitted += kept
+                return kept, pb.Statistics.LENGTH
+        self.emitted += kept
+        return kept, None

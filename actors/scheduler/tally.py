@@ -1,0 +1,112 @@
+"""What happened to one request, summed up for the statistics that end its stream. Times are passed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ...protos.v1 import generation_pb2 as pb
+from ...protos.v1 import steps_pb2
+
+
+@dataclass
+class LinkTotals:
+    """Transfers of the device since it started, summed over its replies."""
+
+    bytes_moved: int = 0
+    transfer_s: float = 0.0
+    hidden_s: float = 0.0
+
+    def add(self, timings: steps_pb2.Timings) -> None:
+        self.bytes_moved += timings.bytes_moved
+        self.transfer_s += timings.transfer_s
+        self.hidden_s += timings.transfer_hidden_s
+
+    def since(self, start: LinkTotals) -> LinkTotals:
+        return LinkTotals(
+            self.bytes_moved - start.bytes_moved,
+            self.transfer_s - start.transfer_s,
+            self.hidden_s - start.hidden_s,
+        )
+
+    def copy(self) -> LinkTotals:
+        return LinkTotals(self.bytes_moved, self.transfer_s, self.hidden_s)
+
+
+@dataclass
+class Tally:
+    """Counters of one request. All times in seconds of one monotonic clock."""
+
+    arrived_s: float
+    link_at_start: LinkTotals
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+    tokens: int = 0
+    steps: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    uses: int = 0
+    hits: int = 0
+    expert_calls: int = 0
+    fallback_experts: int = 0
+    restarts: int = 0
+    plan_ms: list[float] = field(default_factory=list)
+    solver_statuses: list[str] = field(default_factory=list)
+
+    def add_step(self, reply: steps_pb2.StepReply) -> None:
+        """Prefill steps count for expert calls only: acceptance and hit rate speak of decoding."""
+        self.expert_calls += reply.timings.expert_calls
+        self.fallback_experts += reply.timings.fallback_experts
+        if reply.prefill:
+            return
+        self.steps += 1
+        self.proposed += reply.proposed
+        self.accepted += reply.accepted
+        self.uses += sum(layer.used for layer in reply.window.layers)
+        self.hits += sum(layer.hits for layer in reply.window.layers)
+
+    def add_tokens(self, count: int, now_s: float) -> None:
+        if count == 0:
+            return
+        if self.first_token_s is None:
+            self.first_token_s = now_s
+        self.last_token_s = now_s
+        self.tokens += count
+
+    def add_plan(self, milliseconds: float, status: str) -> None:
+        self.plan_ms.append(milliseconds)
+        self.solver_statuses.append(status)
+
+    def statistics(
+        self,
+        reason: pb.Statistics.FinishReason,
+        prompt_tokens: int,
+        now_s: float,
+        link: LinkTotals,
+        emulated: bool,
+    ) -> pb.Statistics:
+        """TTFT from arrival; TPOT the mean over the tokens after the first; tokens/s over the whole time."""
+        moved = link.since(self.link_at_start)
+        first, last = self.first_token_s, self.last_token_s
+        ttft_s = (first if first is not None else now_s) - self.arrived_s
+        return pb.Statistics(
+            finish_reason=reason,
+            prompt_tokens=prompt_tokens,
+            tokens=self.tokens,
+            ttft_s=ttft_s,
+            tpot_s=(last - first) / (self.tokens - 1) if self.tokens > 1 else 0.0,
+            tokens_per_second=self.tokens / max(now_s - self.arrived_s, 1e-9),
+            steps=self.steps,
+            proposed=self.proposed,
+            accepted=self.accepted,
+            uses=self.uses,
+            hits=self.hits,
+            bytes_moved=moved.bytes_moved,
+            transfer_s=moved.transfer_s,
+            transfer_hidden_s=moved.hidden_s,
+            plan_ms=self.plan_ms,
+            solver_statuses=self.solver_statuses,
+            expert_calls=self.expert_calls,
+            fallback_experts=self.fallback_experts,
+            emulated=emulated,
+            restarts=self.restarts,
+        )

@@ -1,0 +1,33 @@
+"""Failures of the data plane that callers tell apart."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ...errors import UserError
+from ...version import __version__
+
+
+class CannotListen(UserError, OSError):
+    """A server cannot listen where it should; `field` says what has to change, `host` or `port`."""
+
+    def __init__(self, host: str, port: int, field: Literal["host", "port"], problem: str, remedy: str):
+        super().__init__(f"{field} {port if field == 'port' else host} {problem}: {remedy}")
+        self.host, self.port = host, port
+        self.field, self.problem, self.remedy = field, problem, remedy
+
+
+class PortInUse(CannotListen):
+    """Another process listens on the wanted port."""
+
+    def __init__(self, host: str, port: int):
+        remedy = "stop what listens there, or choose another port (0 takes a free one)"
+        super().__init__(host, port, "port", f"is in use on {host}", remedy)
+
+
+def version_mismatch(theirs: str, server: str) -> str:
+    """Message for a peer of another version; `server` is who refuses."""
+    return (
+        f"version mismatch: the caller runs moespac {theirs or '(unknown)'}, {server} runs {__version__}: "
+        f"install the same moespac version on every node and client"
+    )

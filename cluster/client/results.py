@@ -1,0 +1,128 @@
+"""What a client gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from ...protos.v1 import generation_pb2
+
+_REASONS = generation_pb2.Statistics.FinishReason
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that the service generates with."""
+
+    name: str
+    draft: str | None
+    """Name of the draft model; None: no speculation."""
+    context_length: int
+    """Tokens of prompt and output together."""
+    moe_layers: int
+    experts_per_layer: int
+    top_k: int
+    """Experts a token is routed to in a layer."""
+    expert_bytes: int
+
+    @classmethod
+    def from_proto(cls, info: generation_pb2.ModelInfo) -> Model:
+        shape = info.shape
+        return cls(
+            name=info.name,
+            draft=info.draft or None,
+            context_length=info.context_length,
+            moe_layers=len(shape.layer_ids),
+            experts_per_layer=shape.n_experts,
+            top_k=shape.top_k,
+            expert_bytes=shape.expert_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class GenerationStatistics:
+    """How a generation went. Ratios are None when there was nothing to divide by."""
+
+    finish_reason: str
+    """"stop": end-of-text token; "length": max_tokens reached."""
+    prompt_tokens: int
+    tokens: int
+    """Generated."""
+    ttft_s: float
+    """Time to first token, from the request's arrival at the scheduler."""
+    tpot_s: float
+    """Mean time per output token after the first."""
+    tokens_per_second: float
+    """Generated tokens over the whole time."""
+    steps: int
+    """Decode steps: draft, verify, accept."""
+    proposed: int
+    accepted: int
+    uses: int
+    """Distinct (layer, expert) uses of all decode windows."""
+    hits: int
+    """Of `uses`, those found resident when their layer started."""
+    bytes_moved: int
+    """Over the link to the device while the request ran."""
+    transfer_s: float
+    """Seconds that the link was busy."""
+    transfer_hidden_s: float
+    """Of `transfer_s`, while the device was computing."""
+    plan_ms: tuple[float, ...]
+    """Time of every plan made while the request ran."""
+    solver_statuses: tuple[str, ...]
+    """Solver status of each plan, aligned with `plan_ms`."""
+    expert_calls: int
+    """gRPC calls to workers."""
+    fallback_experts: int
+    """Experts the device computed from host memory because no worker did."""
+    emulated: bool
+    """The link's figures are those of an emulated accelerator."""
+    restarts: int
+    """Times the request was taken up again after an actor was lost."""
+
+    @classmethod
+    def from_proto(cls, message: generation_pb2.Statistics) -> GenerationStatistics:
+        values = {}
+        for name in (field.name for field in fields(cls)):
+            value = getattr(message, name)
+            values[name] = tuple(value) if name in ("plan_ms", "solver_statuses") else value
+        known = message.finish_reason in _REASONS.values()
+        values["finish_reason"] = _REASONS.Name(message.finish_reason).lower() if known else "unknown"
+        return cls(**values)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted over proposed draft tokens."""
+        return _ratio(self.accepted, self.proposed)
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens that a decode step gives on average: accepted draft tokens and the target's own."""
+        return _ratio(self.steps + self.accepted, self.steps)
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Hits over uses: how much of the layers' demand was met by residents."""
+        return _ratio(self.hits, self.uses)
+
+    @property
+    def transfer_hidden_share(self) -> float | None:
+        """Share of the transfer time during which the device was computing."""
+        return _ratio(self.transfer_hidden_s, self.transfer_s)
+
+    @property
+    def plan_ms_p50(self) -> float | None:
+        return self._plan_percentile(50)
+
+    @property
+    def plan_ms_p99(self) -> float | None:
+        return self._plan_percentile(99)
+
+    def _plan_percentile(self, percent: float) -> float | None:
+        return float(np.percentile(self.plan_ms, percent)) if self.plan_ms else None
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

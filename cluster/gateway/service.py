@@ -1,0 +1,182 @@
+"""What clients ask for: Generate, Models, Status."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+
+import grpc
+import grpc.aio
+
+from ...configs import Deployment
+from ...protos.v1 import generation_pb2 as pb
+from ...protos.v1 import generation_pb2_grpc, steps_pb2
+from ...version import __version__
+from .readiness import SchedulerState
+from .requests import RequestInvalid, check_length, check_request
+from .scheduler_link import SchedulerLink
+from .submission import SchedulerAway, Submission
+from .text import TextCodec, TextStream
+
+Context = grpc.aio.ServicerContext
+ActorsInfo = Callable[[], Sequence[pb.ActorInfo]]
+"""The deployment's actors as they are now. May block; must not raise."""
+ACTORS_INFO_TIMEOUT_S = 5.0
+SHUTTING_DOWN = "the service is shutting down: send the request again when it is back"
+
+
+class GenerationService(generation_pb2_grpc.GenerationServicer):
+    """Holds at most as many streams as the scheduler runs and lets wait; a stream buffers nothing but its tokens."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        codec: TextCodec,
+        link: SchedulerLink,
+        state: SchedulerState,
+        actors_info: ActorsInfo | None,
+        patience_s: float,
+    ):
+        """`actors_info`: None: the scheduler's list is shown; `patience_s`: how long a stream waits for a scheduler
+        that is away.
+        """
+        self._deployment, self._codec, self._link, self._state = deployment, codec, link, state
+        self._actors_info, self._patience_s = actors_info, patience_s
+        # It asks Ray, which may hang: one thread of its own, so that nothing else waits for it.
+        self._lookups = ThreadPoolExecutor(1, thread_name_prefix="actors-info")
+        self._model = deployment.model.target.name
+        self._started = time.monotonic()
+        self._streams: set[asyncio.Timeout] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = False
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        scheduler = self._deployment.scheduler
+        most = scheduler.max_running + scheduler.max_waiting
+        if self._stopping:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN)
+        if len(self._streams) >= most:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{most} requests are running or waiting, the most this deployment takes: try again later, "
+                f"or raise scheduler.max_waiting",
+            )
+        # Never runs out by itself: `drain` moves it to end the stream.
+        scope = asyncio.timeout(None)
+        self._streams.add(scope)
+        self._idle.clear()
+        try:
+            async with scope:
+                await self._generate(request, context)
+        except RequestInvalid as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except SchedulerAway as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except grpc.aio.AioRpcError as error:
+            # The scheduler refused the request: its words are meant for the client.
+            await context.abort(error.code(), error.details() or "the scheduler gave no reason")
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            await context.abort(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN)
+        finally:
+            self._streams.discard(scope)
+            if not self._streams:
+                self._idle.set()
+
+    async def Models(self, request: pb.ModelsRequest, context: Context) -> pb.ModelsReply:
+        device = self._state.device
+        if device is None:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE,
+                f"nothing is known of the model yet ({self._state.problem}): wait until health says SERVING",
+            )
+        draft = self._deployment.model.draft
+        info = pb.ModelInfo(
+            name=self._model,
+            draft=draft.name if draft else "",
+            context_length=device.context_length,
+            shape=device.model,
+        )
+        return pb.ModelsReply(models=[info])
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
+        reply = await self._state.refresh() or pb.StatusReply()
+        if self._actors_info is not None and (actors := await self._actors()):
+            del reply.actors[:]
+            reply.actors.extend(actors)
+        reply.version = __version__
+        reply.deployment = self._deployment.name
+        reply.ready = self._state.ready and not self._stopping
+        reply.uptime_s = time.monotonic() - self._started
+        return reply
+
+    async def _actors(self) -> Sequence[pb.ActorInfo]:
+        """Empty when they cannot be asked in time."""
+        asked = asyncio.get_running_loop().run_in_executor(self._lookups, self._actors_info)
+        try:
+            return await asyncio.wait_for(asked, ACTORS_INFO_TIMEOUT_S)
+        except TimeoutError:
+            return ()
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes no further request; lets the running ones finish for `grace_s` seconds, then ends them."""
+        self._stopping = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            for scope in self._streams:
+                scope.reschedule(asyncio.get_running_loop().time())
+            await self._idle.wait()
+
+    async def _generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        check_request(request, self._model, self._deployment.model.draft is not None)
+        # Long prompts take a while, and other streams must go on.
+        prompt_ids = await asyncio.to_thread(self._codec.encode, request.prompt)
+        device = await self._device()
+        check_length(len(prompt_ids), request.max_tokens, device.context_length)
+        remaining_s = context.time_remaining()
+        submission = Submission(
+            self._link,
+            pb.SubmitRequest(
+                request_id=uuid.uuid4().hex,
+                prompt_ids=prompt_ids,
+                max_tokens=request.max_tokens,
+                sampling=request.sampling,
+                gamma=request.gamma if request.HasField("gamma") else None,
+                trace=request.trace,
+                ignore_eos=request.ignore_eos,
+            ),
+            None if remaining_s is None else time.monotonic() + remaining_s,
+            self._patience_s,
+            device.emulated,
+        )
+        text = self._codec.stream()
+        async with aclosing(submission.events()) as events:
+            async for event in events:
+                await self._forward(event, text, context)
+
+    async def _device(self) -> steps_pb2.DeviceDescription:
+        try:
+            return await self._state.wait_device(self._patience_s)
+        except TimeoutError as error:
+            raise SchedulerAway(self._patience_s, self._state.problem) from error
+
+    @staticmethod
+    async def _forward(event: pb.SubmitEvent, text: TextStream, context: Context) -> None:
+        """`write` waits for a client that reads slowly, and with it the scheduler's stream."""
+        if event.spans:
+            await context.write(pb.GenerateEvent(spans=pb.Spans(spans=event.spans)))
+        piece = text.push(event.token_ids)
+        if event.HasField("statistics"):
+            piece += text.finish()
+        if piece or event.token_ids:
+            await context.write(pb.GenerateEvent(piece=pb.TextPiece(text=piece, token_ids=event.token_ids)))
+        if event.HasField("statistics"):
+            await context.write(pb.GenerateEvent(statistics=event.statistics))

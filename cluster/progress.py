@@ -1,0 +1,69 @@
+"""Progress bars of things that take long: conversion and start-up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+
+from .launch import Progress as ActorProgress
+
+
+@contextlib.contextmanager
+def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar in bytes with throughput; appears with the first report, so that nothing shows where nothing is done."""
+    columns = (
+        TextColumn("converting [bold]{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = []
+
+        def report(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bars.add_task(name, total=total))
+            bars.update(tasks[0], completed=done)
+
+        yield report
+
+
+@contextlib.contextmanager
+def start_bars() -> Iterator[Callable[[ActorProgress], None]]:
+    """One line an actor: what it does now and how far it is."""
+    columns = (
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description:<12}"),
+        TextColumn("{task.fields[stage]:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, int] = {}
+
+        def report(progress: ActorProgress) -> None:
+            total = max(progress.total, 1)
+            if progress.actor not in tasks:
+                tasks[progress.actor] = bars.add_task(progress.actor, total=total, stage="")
+            bars.update(
+                tasks[progress.actor],
+                stage="ready" if progress.ready else progress.stage,
+                total=total,
+                completed=total if progress.ready else min(progress.done, total - (progress.done >= total)),
+            )
+
+        yield report

@@ -1,0 +1,126 @@
+"""Tables for people: how a generation went, and how the service is doing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.table import Table
+from rich.text import Text
+
+from ..protos.v1 import generation_pb2
+from .client import GenerationStatistics
+
+NOTHING = "–"
+
+
+def human_bytes(count: float) -> str:
+    """`1536` → `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("the loop ends with the largest unit")
+
+
+def human_seconds(seconds: float) -> str:
+    """`0.0123` → `12.3 ms`."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def generation_table(statistics: GenerationStatistics) -> Table:
+    """The end-of-generation table."""
+    s = statistics
+    link = ", emulated link" if s.emulated else ""
+    table = Table(title="generation", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row("tokens", f"{s.tokens}", f"after a prompt of {s.prompt_tokens}, ended by {s.finish_reason}")
+    table.add_row("tokens/s", f"{s.tokens_per_second:.1f}", "over the whole time")
+    table.add_row("TTFT", human_seconds(s.ttft_s), "time to first token")
+    table.add_row("TPOT", human_seconds(s.tpot_s) if s.tokens > 1 else NOTHING, "time per output token after it")
+    table.add_row("acceptance rate", _percent(s.acceptance_rate), f"{s.accepted} of {s.proposed} draft tokens")
+    table.add_row("tokens per step", _number(s.tokens_per_step), f"{s.steps} decode steps")
+    table.add_row("hit rate of hot experts", _percent(s.hit_rate), f"{s.hits} of {s.uses} uses found resident")
+    table.add_row("bytes moved", human_bytes(s.bytes_moved), f"to the device{link}")
+    table.add_row(
+        "transfer time hidden",
+        _percent(s.transfer_hidden_share),
+        f"{human_seconds(s.transfer_hidden_s)} of {human_seconds(s.transfer_s)} behind computing{link}",
+    )
+    table.add_row("plan time p50 / p99", _plan_times(s), _statuses(s))
+    table.add_row("expert calls", f"{s.expert_calls}", f"to workers; {s.fallback_experts} experts fell back")
+    if s.restarts:
+        table.add_row("restarts", f"{s.restarts}", "taken up again after an actor was lost")
+    return table
+
+
+def status_table(status: generation_pb2.StatusReply) -> Table:
+    """What `moespac status` shows."""
+    table = Table(title=_headline(status), title_justify="left")
+    for heading in ("actor", "kind", "ready", "pid", "node", "address", "version"):
+        table.add_column(heading, overflow="fold")
+    for actor in status.actors:
+        table.add_row(
+            actor.name,
+            actor.kind,
+            Text("yes", "green") if actor.ready else Text("no", "red"),
+            str(actor.pid) if actor.pid else NOTHING,
+            actor.node[:8] or NOTHING,
+            actor.address or NOTHING,
+            actor.version or NOTHING,
+        )
+    table.caption = _state(status)
+    table.caption_justify = "left"
+    return table
+
+
+def _headline(status: generation_pb2.StatusReply) -> Text:
+    state = Text("ready", "bold green") if status.ready else Text("not ready", "bold red")
+    return Text.assemble(
+        f"{status.deployment}: ", state, f", moespac {status.version}, up {human_seconds(status.uptime_s)}"
+    )
+
+
+def _state(status: generation_pb2.StatusReply) -> str:
+    device, prefetcher = status.device, status.prefetcher
+    lines = [f"requests: {status.running} running, {status.waiting} waiting; plan epoch {status.plan_epoch}"]
+    if status.HasField("device"):
+        emulated = ", emulated link" if device.emulated else ""
+        lines.append(
+            f"device {device.name} ({device.torch_device}{emulated}): {len(device.resident)} of {device.slots} slots "
+            f"resident ({human_bytes(device.resident_bytes)}); "
+            f"KV cache {human_bytes(device.kv_reserved_bytes)} of {human_bytes(device.kv_budget_bytes)}; "
+            f"context {device.context_length} tokens"
+        )
+    if status.HasField("prefetcher"):
+        lines.append(
+            f"host arena: {human_bytes(prefetcher.loaded_bytes)} of {human_bytes(prefetcher.arena_bytes)}; "
+            f"{human_bytes(prefetcher.disk_bytes_read)} read from disk"
+        )
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return NOTHING if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def _plan_times(s: GenerationStatistics) -> str:
+    if s.plan_ms_p50 is None or s.plan_ms_p99 is None:
+        return NOTHING
+    return f"{s.plan_ms_p50:.1f} / {s.plan_ms_p99:.1f} ms"
+
+
+def _statuses(s: GenerationStatistics) -> str:
+    counts = Counter(s.solver_statuses)
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no plan was made"

@@ -1,0 +1,1 @@
+"""How the bundled target and draft were trained and evaluated: data, tokenizer, training, evaluation, model cards."""

@@ -1,0 +1,201 @@
+from moespac.protos.v1 import steps_pb2 as _steps_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GenerateRequest(_message.Message):
+    __slots__ = ("prompt", "max_tokens", "sampling", "gamma", "trace", "model", "ignore_eos")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    prompt: str
+    max_tokens: int
+    sampling: _steps_pb2.Sampling
+    gamma: int
+    trace: bool
+    model: str
+    ignore_eos: bool
+    def __init__(self, prompt: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_steps_pb2.Sampling, _Mapping]] = ..., gamma: _Optional[int] = ..., trace: _Optional[bool] = ..., model: _Optional[str] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
+
+class GenerateEvent(_message.Message):
+    __slots__ = ("piece", "spans", "statistics")
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    piece: TextPiece
+    spans: Spans
+    statistics: Statistics
+    def __init__(self, piece: _Optional[_Union[TextPiece, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ...) -> None: ...
+
+class TextPiece(_message.Message):
+    __slots__ = ("text", "token_ids")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Spans(_message.Message):
+    __slots__ = ("spans",)
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    spans: _containers.RepeatedCompositeFieldContainer[_steps_pb2.Span]
+    def __init__(self, spans: _Optional[_Iterable[_Union[_steps_pb2.Span, _Mapping]]] = ...) -> None: ...
+
+class Statistics(_message.Message):
+    __slots__ = ("finish_reason", "prompt_tokens", "tokens", "ttft_s", "tpot_s", "tokens_per_second", "steps", "proposed", "accepted", "uses", "hits", "bytes_moved", "transfer_s", "transfer_hidden_s", "plan_ms", "solver_statuses", "expert_calls", "fallback_experts", "emulated", "restarts")
+    class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        FINISH_REASON_UNSPECIFIED: _ClassVar[Statistics.FinishReason]
+        STOP: _ClassVar[Statistics.FinishReason]
+        LENGTH: _ClassVar[Statistics.FinishReason]
+    FINISH_REASON_UNSPECIFIED: Statistics.FinishReason
+    STOP: Statistics.FinishReason
+    LENGTH: Statistics.FinishReason
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_HIDDEN_S_FIELD_NUMBER: _ClassVar[int]
+    PLAN_MS_FIELD_NUMBER: _ClassVar[int]
+    SOLVER_STATUSES_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_CALLS_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    EMULATED_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    finish_reason: Statistics.FinishReason
+    prompt_tokens: int
+    tokens: int
+    ttft_s: float
+    tpot_s: float
+    tokens_per_second: float
+    steps: int
+    proposed: int
+    accepted: int
+    uses: int
+    hits: int
+    bytes_moved: int
+    transfer_s: float
+    transfer_hidden_s: float
+    plan_ms: _containers.RepeatedScalarFieldContainer[float]
+    solver_statuses: _containers.RepeatedScalarFieldContainer[str]
+    expert_calls: int
+    fallback_experts: int
+    emulated: bool
+    restarts: int
+    def __init__(self, finish_reason: _Optional[_Union[Statistics.FinishReason, str]] = ..., prompt_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., steps: _Optional[int] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., plan_ms: _Optional[_Iterable[float]] = ..., solver_statuses: _Optional[_Iterable[str]] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., emulated: _Optional[bool] = ..., restarts: _Optional[int] = ...) -> None: ...
+
+class ModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ModelsReply(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
+
+class ModelInfo(_message.Message):
+    __slots__ = ("name", "draft", "context_length", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    draft: str
+    context_length: int
+    shape: _steps_pb2.ModelShape
+    def __init__(self, name: _Optional[str] = ..., draft: _Optional[str] = ..., context_length: _Optional[int] = ..., shape: _Optional[_Union[_steps_pb2.ModelShape, _Mapping]] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("version", "deployment", "ready", "actors", "device", "prefetcher", "running", "waiting", "plan_epoch", "uptime_s")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    ACTORS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PREFETCHER_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    PLAN_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    deployment: str
+    ready: bool
+    actors: _containers.RepeatedCompositeFieldContainer[ActorInfo]
+    device: _steps_pb2.DeviceDescription
+    prefetcher: _steps_pb2.PrefetcherDescription
+    running: int
+    waiting: int
+    plan_epoch: int
+    uptime_s: float
+    def __init__(self, version: _Optional[str] = ..., deployment: _Optional[str] = ..., ready: _Optional[bool] = ..., actors: _Optional[_Iterable[_Union[ActorInfo, _Mapping]]] = ..., device: _Optional[_Union[_steps_pb2.DeviceDescription, _Mapping]] = ..., prefetcher: _Optional[_Union[_steps_pb2.PrefetcherDescription, _Mapping]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., plan_epoch: _Optional[int] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+
+class ActorInfo(_message.Message):
+    __slots__ = ("name", "kind", "pid", "node", "address", "version", "ready")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    pid: int
+    node: str
+    address: str
+    version: str
+    ready: bool
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., ready: _Optional[bool] = ...) -> None: ...
+
+class SubmitRequest(_message.Message):
+    __slots__ = ("request_id", "prompt_ids", "emitted_ids", "max_tokens", "sampling", "gamma", "trace", "ignore_eos")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    EMITTED_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
+    emitted_ids: _containers.RepeatedScalarFieldContainer[int]
+    max_tokens: int
+    sampling: _steps_pb2.Sampling
+    gamma: int
+    trace: bool
+    ignore_eos: bool
+    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., emitted_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_steps_pb2.Sampling, _Mapping]] = ..., gamma: _Optional[int] = ..., trace: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
+
+class SubmitEvent(_message.Message):
+    __slots__ = ("token_ids", "spans", "statistics")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    spans: _containers.RepeatedCompositeFieldContainer[_steps_pb2.Span]
+    statistics: Statistics
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., spans: _Optional[_Iterable[_Union[_steps_pb2.Span, _Mapping]]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,357 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DeviceDescription(_message.Message):
+    __slots__ = ("name", "version", "torch_device", "emulated", "model", "store_fingerprint", "slots", "slot_bytes", "kv_budget_bytes", "kv_bytes_per_token", "context_length", "eos_token_ids", "has_draft", "resident", "ready", "resident_bytes", "kv_reserved_bytes", "stale_plans")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TORCH_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    EMULATED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STORE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SLOT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    HAS_DRAFT_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STALE_PLANS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    torch_device: str
+    emulated: bool
+    model: ModelShape
+    store_fingerprint: str
+    slots: int
+    slot_bytes: int
+    kv_budget_bytes: int
+    kv_bytes_per_token: int
+    context_length: int
+    eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    has_draft: bool
+    resident: _containers.RepeatedCompositeFieldContainer[ExpertRef]
+    ready: bool
+    resident_bytes: int
+    kv_reserved_bytes: int
+    stale_plans: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., torch_device: _Optional[str] = ..., emulated: _Optional[bool] = ..., model: _Optional[_Union[ModelShape, _Mapping]] = ..., store_fingerprint: _Optional[str] = ..., slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_draft: _Optional[bool] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., ready: _Optional[bool] = ..., resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., stale_plans: _Optional[int] = ...) -> None: ...
+
+class ModelShape(_message.Message):
+    __slots__ = ("layer_ids", "n_experts", "top_k", "hidden_size", "intermediate_size", "expert_bytes")
+    LAYER_IDS_FIELD_NUMBER: _ClassVar[int]
+    N_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    INTERMEDIATE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    layer_ids: _containers.RepeatedScalarFieldContainer[int]
+    n_experts: int
+    top_k: int
+    hidden_size: int
+    intermediate_size: int
+    expert_bytes: int
+    def __init__(self, layer_ids: _Optional[_Iterable[int]] = ..., n_experts: _Optional[int] = ..., top_k: _Optional[int] = ..., hidden_size: _Optional[int] = ..., intermediate_size: _Optional[int] = ..., expert_bytes: _Optional[int] = ...) -> None: ...
+
+class ExpertRef(_message.Message):
+    __slots__ = ("layer", "expert")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    expert: int
+    def __init__(self, layer: _Optional[int] = ..., expert: _Optional[int] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("temperature", "top_p", "top_k", "seed")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class OpenRequest(_message.Message):
+    __slots__ = ("request_id", "token_ids", "reserve_tokens", "sampling", "scheduler")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULER_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    reserve_tokens: int
+    sampling: Sampling
+    scheduler: str
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., reserve_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., scheduler: _Optional[str] = ...) -> None: ...
+
+class OpenReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StepRequest(_message.Message):
+    __slots__ = ("request_id", "gamma", "prefill_chunk", "trace")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    gamma: int
+    prefill_chunk: int
+    trace: bool
+    def __init__(self, request_id: _Optional[str] = ..., gamma: _Optional[int] = ..., prefill_chunk: _Optional[int] = ..., trace: _Optional[bool] = ...) -> None: ...
+
+class StepReply(_message.Message):
+    __slots__ = ("emitted", "proposed", "accepted", "prefill", "window", "plan_epoch", "timings", "spans", "resident")
+    EMITTED_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    PLAN_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    emitted: _containers.RepeatedScalarFieldContainer[int]
+    proposed: int
+    accepted: int
+    prefill: bool
+    window: Window
+    plan_epoch: int
+    timings: Timings
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    resident: _containers.RepeatedCompositeFieldContainer[ExpertRef]
+    def __init__(self, emitted: _Optional[_Iterable[int]] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., prefill: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., plan_epoch: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ...) -> None: ...
+
+class Window(_message.Message):
+    __slots__ = ("tokens", "layers")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    layers: _containers.RepeatedCompositeFieldContainer[LayerCounts]
+    def __init__(self, tokens: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerCounts, _Mapping]]] = ...) -> None: ...
+
+class LayerCounts(_message.Message):
+    __slots__ = ("layer", "counts", "used", "hits")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    used: int
+    hits: int
+    def __init__(self, layer: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ..., used: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("draft_s", "verify_s", "local_s", "wait_s", "expert_calls", "fallback_experts", "samples", "transfer_s", "transfer_hidden_s", "bytes_moved", "transfers")
+    DRAFT_S_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_S_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_S_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_CALLS_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_HIDDEN_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    draft_s: float
+    verify_s: float
+    local_s: float
+    wait_s: float
+    expert_calls: int
+    fallback_experts: int
+    samples: _containers.RepeatedCompositeFieldContainer[CostSample]
+    transfer_s: float
+    transfer_hidden_s: float
+    bytes_moved: int
+    transfers: int
+    def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ...) -> None: ...
+
+class CostSample(_message.Message):
+    __slots__ = ("actor", "experts", "pairs", "seconds")
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    actor: str
+    experts: int
+    pairs: int
+    seconds: float
+    def __init__(self, actor: _Optional[str] = ..., experts: _Optional[int] = ..., pairs: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Span(_message.Message):
+    __slots__ = ("row", "name", "start_ns", "end_ns", "args")
+    class ArgsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    START_NS_FIELD_NUMBER: _ClassVar[int]
+    END_NS_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
+    row: str
+    name: str
+    start_ns: int
+    end_ns: int
+    args: _containers.ScalarMap[str, str]
+    def __init__(self, row: _Optional[str] = ..., name: _Optional[str] = ..., start_ns: _Optional[int] = ..., end_ns: _Optional[int] = ..., args: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class CloseRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class CloseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("epoch", "layers", "link_budget_bytes", "solver_status")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    LINK_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOLVER_STATUS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    layers: _containers.RepeatedCompositeFieldContainer[LayerPlan]
+    link_budget_bytes: int
+    solver_status: str
+    def __init__(self, epoch: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerPlan, _Mapping]]] = ..., link_budget_bytes: _Optional[int] = ..., solver_status: _Optional[str] = ...) -> None: ...
+
+class LayerPlan(_message.Message):
+    __slots__ = ("layer", "threshold", "utilities")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    UTILITIES_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    threshold: int
+    utilities: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., threshold: _Optional[int] = ..., utilities: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PlanReply(_message.Message):
+    __slots__ = ("accepted", "epoch_held")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_HELD_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    epoch_held: int
+    def __init__(self, accepted: _Optional[bool] = ..., epoch_held: _Optional[int] = ...) -> None: ...
+
+class FillRequest(_message.Message):
+    __slots__ = ("expert", "plan_epoch", "utility")
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    UTILITY_FIELD_NUMBER: _ClassVar[int]
+    expert: ExpertRef
+    plan_epoch: int
+    utility: int
+    def __init__(self, expert: _Optional[_Union[ExpertRef, _Mapping]] = ..., plan_epoch: _Optional[int] = ..., utility: _Optional[int] = ...) -> None: ...
+
+class FillReply(_message.Message):
+    __slots__ = ("outcome", "evicted", "seconds", "bytes")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        OUTCOME_UNSPECIFIED: _ClassVar[FillReply.Outcome]
+        FILLED: _ClassVar[FillReply.Outcome]
+        ALREADY_RESIDENT: _ClassVar[FillReply.Outcome]
+        NO_VICTIM: _ClassVar[FillReply.Outcome]
+        STALE: _ClassVar[FillReply.Outcome]
+        NOT_IN_ARENA: _ClassVar[FillReply.Outcome]
+    OUTCOME_UNSPECIFIED: FillReply.Outcome
+    FILLED: FillReply.Outcome
+    ALREADY_RESIDENT: FillReply.Outcome
+    NO_VICTIM: FillReply.Outcome
+    STALE: FillReply.Outcome
+    NOT_IN_ARENA: FillReply.Outcome
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    outcome: FillReply.Outcome
+    evicted: _containers.RepeatedCompositeFieldContainer[ExpertRef]
+    seconds: float
+    bytes: int
+    def __init__(self, outcome: _Optional[_Union[FillReply.Outcome, str]] = ..., evicted: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., seconds: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class PrefetcherDescription(_message.Message):
+    __slots__ = ("name", "version", "store_fingerprint", "arena", "arena_bytes", "loaded_bytes", "ready", "disk_bytes_read")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STORE_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    ARENA_FIELD_NUMBER: _ClassVar[int]
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_READ_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    store_fingerprint: str
+    arena: ArenaLocation
+    arena_bytes: int
+    loaded_bytes: int
+    ready: bool
+    disk_bytes_read: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., store_fingerprint: _Optional[str] = ..., arena: _Optional[_Union[ArenaLocation, _Mapping]] = ..., arena_bytes: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., ready: _Optional[bool] = ..., disk_bytes_read: _Optional[int] = ...) -> None: ...
+
+class ArenaLocation(_message.Message):
+    __slots__ = ("host_id", "pid", "fd", "bytes")
+    HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    FD_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    host_id: str
+    pid: int
+    fd: int
+    bytes: int
+    def __init__(self, host_id: _Optional[str] = ..., pid: _Optional[int] = ..., fd: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("layer", "expert_ids", "hold_s")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_IDS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_S_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    expert_ids: _containers.RepeatedScalarFieldContainer[int]
+    hold_s: float
+    def __init__(self, layer: _Optional[int] = ..., expert_ids: _Optional[_Iterable[int]] = ..., hold_s: _Optional[float] = ...) -> None: ...
+
+class FetchReply(_message.Message):
+    __slots__ = ("lease", "granted", "waited_s")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    GRANTED_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    granted: _containers.RepeatedScalarFieldContainer[int]
+    waited_s: float
+    def __init__(self, lease: _Optional[int] = ..., granted: _Optional[_Iterable[int]] = ..., waited_s: _Optional[float] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    def __init__(self, lease: _Optional[int] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

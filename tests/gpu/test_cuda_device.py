@@ -1,0 +1,59 @@
+"""The device on a CUDA GPU: transfers over the real link, and the reference's tokens. Run with `make test-gpu`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_device import make_draft_of, make_store, reference_tokens, rig
+from tiny_models import make_qwen3_moe
+from tiny_worker import worker
+
+from moespac.actors.core import ExpertKey
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+PROMPT = (5, 17, 100, 3, 250, 9, 33, 12, 77)
+TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> tuple[Path, Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    target = make_qwen3_moe(folder / "target")
+    return target, make_draft_of(target, folder / "draft", 0.05), make_store(target, folder / "store")
+
+
+def test_slots_hold_what_the_store_holds(models):
+    target, _, store = models
+    with rig(target, store, None, 2**30, device=torch.device("cuda:0")) as device:
+        keys = device.shape.keys()
+        device.make_resident(keys)
+        for key in keys:
+            with device.slots.pinned(key.layer, [key.expert]) as residents:
+                in_slot = residents[key.expert][: device.shape.expert_bytes].cpu().numpy()
+            seen = []
+            device.source.with_experts(key.layer, [key.expert], lambda _e, block, into=seen: into.append(block.copy()))
+            np.testing.assert_array_equal(in_slot, seen[-1])
+        device.slots.check_integrity()
+
+
+@pytest.mark.parametrize("gamma", [0, 4, 8])
+@pytest.mark.parametrize("placement", ["hot", "cold", "mixed", "fallback"])
+def test_tokens_equal_the_reference(models, placement, gamma):
+    target, draft, store = models
+    cuda = torch.device("cuda:0")
+    with worker(store, memory=2**30) as actor:
+        workers = [] if placement == "fallback" else [actor.endpoint()]
+        memory = {"hot": 2**30, "mixed": 2**30}.get(placement, 0)
+        with rig(target, store, draft, memory, workers, device=cuda) as device:
+            if placement == "hot":
+                device.make_resident(device.shape.keys())
+            elif placement == "mixed":
+                device.make_resident([ExpertKey(layer, e) for layer in device.shape.layer_ids for e in (0, 3)])
+            assert device.generate(PROMPT, TOKENS, gamma).tokens == reference_tokens(target, PROMPT, TOKENS)

@@ -1,0 +1,223 @@
+"""The whole system over its public face: bundled models, Ray, gRPC, the client SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import pytest
+from services import PROMPTS, bundled_deployment
+
+from moespac import AsyncClient, Client
+from moespac.cluster.client import Cancelled, DeadlineExceeded, InvalidRequest, ResourceExhausted
+from moespac.cluster.reference import greedy_reference
+from moespac.cluster.serve import Service
+
+TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        with Service(bundled_deployment("test-service", max_waiting=1, max_running=3)) as running:
+            yield running
+
+
+@pytest.fixture
+def client(service):
+    with Client(service.server) as connected:
+        connected.wait_ready(60)
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def expected(service) -> dict[str, list[int]]:
+    target = bundled_deployment("test-service").model.target
+    return {prompt: greedy_reference(target, prompt, TOKENS) for prompt in PROMPTS[:4]}
+
+
+def greedy(client: Client, prompt: str, **options) -> list[int]:
+    generation = client.generate(prompt, max_tokens=TOKENS, ignore_eos=True, **options)
+    assert "".join(generation) == generation.text
+    return list(generation.token_ids)
+
+
+def read(client: Client, prompt: str, **options) -> str:
+    return "".join(client.generate(prompt, **options))
+
+
+@pytest.mark.parametrize("gamma", [0, 4, 8])
+def test_tokens_equal_eager_transformers(client, expected, gamma):
+    for prompt, tokens in expected.items():
+        assert greedy(client, prompt, gamma=gamma) == tokens
+
+
+def test_statistics_tell_what_happened(client, expected):
+    generation = client.generate(PROMPTS[0], max_tokens=TOKENS, ignore_eos=True, trace=True)
+    pieces = list(generation)
+    statistics = generation.statistics
+    assert statistics.tokens == TOKENS == len(generation.token_ids) and len(pieces) > 1
+    assert statistics.finish_reason == "length"
+    assert 0 < statistics.accepted <= statistics.proposed
+    assert statistics.steps < TOKENS, "some step must have given more than one token"
+    assert 0 < statistics.hits < statistics.uses
+    assert statistics.expert_calls > 0 and statistics.fallback_experts == 0
+    assert 0 < statistics.ttft_s < 60 and 0 < statistics.tpot_s < 60
+    assert statistics.emulated
+    rows = {span.row for span in generation.spans}
+    assert {"draft", "trunk", "local experts", "cpu-0"} <= rows
+    assert all(span.end_ns >= span.start_ns for span in generation.spans)
+
+
+def test_plans_move_experts(client):
+    """Utilities rise while decoding: plans are made by the solver, and transfers follow."""
+    total = 0
+    for prompt in PROMPTS[:8]:
+        generation = client.generate(prompt, max_tokens=96, ignore_eos=True)
+        list(generation)
+        total += generation.statistics.bytes_moved
+        if total and {"OPTIMAL", "FEASIBLE"} & set(generation.statistics.solver_statuses):
+            return
+    pytest.fail(f"{total} bytes moved, solver statuses {generation.statistics.solver_statuses}")
+
+
+def test_a_seed_gives_the_same_text_for_every_gamma(client):
+    texts = {
+        read(client, PROMPTS[2], max_tokens=TOKENS, temperature=0.9, top_p=0.95, top_k=40, seed=11, gamma=gamma)
+        for gamma in (0, 3, 8)
+    }
+    assert len(texts) == 1
+    other = read(client, PROMPTS[2], max_tokens=TOKENS, temperature=0.9, top_p=0.95, top_k=40, seed=12)
+    assert other not in texts
+
+
+def test_two_at_once_one_leaves(service, client, expected):
+    prompts = list(expected)[:2]
+    leaver = client.generate(PROMPTS[5], max_tokens=400, ignore_eos=True)
+    stream = iter(leaver)
+    next(stream)
+    results: dict[str, list[int]] = {}
+
+    def ask(prompt: str) -> None:
+        with Client(service.server) as own:
+            results[prompt] = greedy(own, prompt)
+
+    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    next(stream)
+    leaver.cancel()
+    for thread in threads:
+        thread.join(120)
+    assert results == {prompt: expected[prompt] for prompt in prompts}
+    assert_nothing_held(client)
+
+
+def assert_nothing_held(client: Client) -> None:
+    give_up = time.monotonic() + 20
+    while True:
+        status = client.status()
+        if status.running == status.waiting == status.device.kv_reserved_bytes == 0:
+            return
+        assert time.monotonic() < give_up, f"still held: {status}"
+        time.sleep(0.2)
+
+
+def test_async_clients(service, expected):
+    async def ask(prompt: str) -> list[int]:
+        async with AsyncClient(service.server) as client:
+            generation = client.generate(prompt, max_tokens=TOKENS, ignore_eos=True)
+            async for _ in generation:
+                pass
+            return list(generation.token_ids)
+
+    async def both():
+        return await asyncio.gather(*(ask(prompt) for prompt in list(expected)[:2]))
+
+    assert asyncio.run(both()) == [expected[prompt] for prompt in list(expected)[:2]]
+
+
+def test_a_deadline_ends_the_request_and_frees_it(client):
+    with pytest.raises(DeadlineExceeded):
+        read(client, PROMPTS[1], max_tokens=900, ignore_eos=True, timeout=0.5)
+    assert_nothing_held(client)
+
+
+def test_too_many_requests_are_refused_with_a_hint(client):
+    running = [iter(client.generate(PROMPTS[i], max_tokens=500, ignore_eos=True)) for i in range(3)]
+    for stream in running:
+        next(stream)
+    waiting = client.generate(PROMPTS[3], max_tokens=500, ignore_eos=True)
+
+    def wait_in_line() -> None:
+        with pytest.raises(Cancelled):
+            list(waiting)
+
+    waiter = threading.Thread(target=wait_in_line)
+    waiter.start()
+    give_up = time.monotonic() + 20
+    while client.status().waiting == 0:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    with pytest.raises(ResourceExhausted, match="waiting"):
+        read(client, PROMPTS[4], max_tokens=8)
+    waiting.cancel()
+    for stream in running:
+        stream.close()
+    waiter.join(20)
+    assert_nothing_held(client)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        ("", {}, "prompt"),
+        ("x", {"max_tokens": 0}, "max_tokens"),
+        ("x", {"max_tokens": -3}, "max_tokens"),
+        ("word " * 2000, {}, "context"),
+        ("x", {"temperature": -1.0}, "temperature"),
+        ("x", {"top_p": 1.5}, "top_p"),
+    ],
+)
+def test_bad_requests_name_the_field(client, prompt, options, words):
+    with pytest.raises(InvalidRequest, match=words):
+        read(client, prompt, **{"max_tokens": 4, **options})
+
+
+def test_models_and_status(client):
+    (model,) = client.models()
+    assert (model.name, model.draft) == ("target", "draft")
+    status = client.status()
+    assert status.ready
+    assert {actor.kind for actor in status.actors} == {
+        "gpu_device", "cpu_worker", "prefetcher", "scheduler", "gateway",
+    }  # fmt: skip
+    assert len({actor.pid for actor in status.actors}) == len(status.actors), "actors are processes of their own"
+    assert status.device.resident_bytes <= 6 * 2**20
+
+
+@pytest.mark.parametrize("victim", ["cpu-0", "prefetcher", "gpu-0", "scheduler"])
+def test_killing_an_actor_changes_no_token(client, expected, victim):
+    """Killed in the middle of a stream, by process id; Ray brings it back, the stream goes on."""
+    prompt, tokens = next(iter(expected.items()))
+    pid = next(actor.pid for actor in client.status().actors if actor.name == victim)
+    generation = client.generate(prompt, max_tokens=TOKENS, ignore_eos=True)
+    stream = iter(generation)
+    next(stream)
+    os.kill(pid, signal.SIGKILL)
+    for _ in stream:
+        pass
+    assert list(generation.token_ids) == tokens
+    client.wait_ready(60)
+    give_up = time.monotonic() + 60
+    while True:
+        actor = next(a for a in client.status().actors if a.name == victim)
+        if actor.ready and actor.pid != pid:
+            break
+        assert time.monotonic() < give_up, f"{victim} did not come back"
+        time.sleep(0.3)
+    assert greedy(client, prompt) == tokens

@@ -1,0 +1,85 @@
+"""A running Ray cluster of two nodes is joined; the CPU worker runs on the other node, and the tokens stay the same."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from services import PROMPTS, QUICKSTART
+
+from moespac import Client
+from moespac.cluster.launch import LaunchError
+from moespac.cluster.ray_cluster import ClusterError
+from moespac.cluster.reference import greedy_reference
+from moespac.cluster.serve import Service, with_port
+from moespac.configs import load_deployment
+
+TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Two raylets on this machine: real processes, real placement."""
+    common = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**common, "resources": {"moespac-head": 1}})
+    try:
+        cluster.add_node(**common, resources={"moespac-worker": 1})
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+def two_nodes(name: str):
+    deployment = load_deployment(QUICKSTART.parents[1] / "two-nodes.yaml")
+    return with_port(deployment, 0).model_copy(update={"name": name})
+
+
+def test_worker_on_the_other_node(address):
+    deployment = two_nodes("test-two-nodes")
+    with Service(deployment, address) as service:
+        nodes = {endpoint.name: endpoint.node for endpoint in service.endpoints}
+        assert nodes["cpu-1"] != nodes["gpu-0"] == nodes["prefetcher"] == nodes["scheduler"]
+        with Client(service.server) as client:
+            generation = client.generate(PROMPTS[0], max_tokens=TOKENS, ignore_eos=True)
+            list(generation)
+        assert list(generation.token_ids) == greedy_reference(deployment.model.target, PROMPTS[0], TOKENS)
+        assert generation.statistics.expert_calls > 0 and generation.statistics.fallback_experts == 0
+
+
+def test_a_placement_that_no_node_offers(address):
+    deployment = two_nodes("test-nowhere")
+    nowhere = deployment.prefetcher.model_copy(update={"placement": "moespac-moon"})
+    with pytest.raises(ClusterError, match=r"moespac-moon.*moespac-worker"):
+        Service(deployment.model_copy(update={"prefetcher": nowhere}), address).start()
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_detached_actors_outlive_their_launcher(address, tmp_path, monkeypatch):
+    from moespac.cluster import run_record
+    from moespac.cluster.stopping import stop_recorded
+
+    service = Service(two_nodes("test-detached"), address, detached=True)
+    service.start()
+    server = service.server
+    service.leave()
+    assert not ray.is_initialized()
+    with Client(server) as client:
+        assert list(client.generate(PROMPTS[1], max_tokens=8, ignore_eos=True))
+    with monkeypatch.context() as elsewhere:
+        # From another machine, which has no record of it: the cluster itself knows the name.
+        elsewhere.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
+        with pytest.raises(LaunchError, match="already"):
+            Service(two_nodes("test-detached"), address).start()
+        assert run_record.records() == []
+    with Client(server) as client:
+        assert list(client.generate(PROMPTS[1], max_tokens=4, ignore_eos=True)), "the first one goes on"
+    (record,) = run_record.records()
+    stop_recorded(record, 60)
+    assert run_record.records() == []

@@ -1,0 +1,179 @@
+"""Every mistake in a deployment file gets an error that names file, line, key, value and remedy."""
+
+import pickle
+
+import pytest
+
+from moespac.configs import ConfigError, load_deployment
+
+GOOD = """\
+name: small
+model:
+  target: target
+  draft: draft
+devices:
+  - kind: gpu
+    name: gpu-0
+    torch_device: cpu
+    expert_memory: 6MiB
+    kv_memory: 64MiB
+  - kind: cpu
+    name: cpu-0
+prefetcher:
+  host_memory: 32MiB
+scheduler:
+  gamma: 4
+service:
+  port: 50051
+"""
+
+# (written, instead of, line, key, value, problem, remedy)
+MISTAKES = {
+    "unknown key": (
+        "    expert_memry: 6MiB", "    expert_memory: 6MiB", 9, "devices[0].expert_memry", "'6MiB'",
+        "not a known key", "did you mean expert_memory?"),
+    "unknown section": ("servise:", "service:", 17, "servise", "", "not a known key", "did you mean service?"),
+    "unlike any key": (
+        "  xyzzy: 4", "  gamma: 4", 16, "scheduler.xyzzy", "4", "not a known key", "keys here are estimator"),
+    "wrong unit": (
+        "  host_memory: 32Mb", "  host_memory: 32MiB", 14, "prefetcher.host_memory", "'32Mb'", "unknown unit 'Mb'",
+        "did you mean 32MB?"),
+    "no unit": (
+        "    kv_memory: 64", "    kv_memory: 64MiB", 10, "devices[0].kv_memory", "64", "without a unit", "64MiB or"),
+    "duplicate key": (
+        "  gamma: 4\n  gamma: 5", "  gamma: 4", 17, "scheduler.gamma", "", "given twice, first in line 16",
+        "remove one"),
+    "two gpu devices": (
+        "  - kind: gpu\n    torch_device: cpu\n    expert_memory: 0\n    kv_memory: 1MiB", "  - kind: cpu", 11,
+        "devices[1].kind", "'gpu'", "second device of kind gpu", "keep one"),
+    "no gpu device": (
+        "", GOOD[GOOD.index("  - kind: gpu") : GOOD.index("  - kind: cpu")], 5, "devices", "",
+        "no device of kind gpu", "torch_device: cpu"),
+    "unknown kind": (
+        "  - kind: tpu", "  - kind: cpu", 11, "devices[1].kind", "'tpu'", "not a kind", "kind: gpu or kind: cpu"),
+    "kind left out": (
+        "  - threads: 2", "  - kind: cpu", 11, "devices[1].kind", "", "is missing", "kind: gpu or kind: cpu"),
+    "same name twice": (
+        "    name: gpu-0", "    name: cpu-0", 12, "devices[1].name", "'gpu-0'", "name of devices[0] too",
+        "its own name"),
+    "bad name": (
+        "    name: Worker 1", "    name: cpu-0", 12, "devices[1].name", "'Worker 1'", "not a name", "lower-case"),
+    "reserved name": (
+        "    name: scheduler", "    name: cpu-0", 12, "devices[1].name", "'scheduler'", "no device", "do not use"),
+    "negative gamma": ("  gamma: -1", "  gamma: 4", 16, "scheduler.gamma", "-1", "at least 0", "Tokens drafted"),
+    "gamma without draft": ("", "  draft: draft\n", 15, "scheduler.gamma", "4", "no draft model", "gamma: 0"),
+    "prefetcher away from its device": (
+        "  host_memory: 32MiB\n  placement: far", "  host_memory: 32MiB", 15, "prefetcher.placement", "'far'",
+        "any node for the device gpu-0", "same placement"),
+    "device away from its prefetcher": (
+        "    kv_memory: 64MiB\n    placement: far", "    kv_memory: 64MiB", 14, "prefetcher.placement", "",
+        "is any node, but far", "same placement"),
+    "gamma as text": (
+        "  gamma: four", "  gamma: 4", 16, "scheduler.gamma", "'four'", "a whole number", "Tokens drafted"),
+    "port too high": ("  port: 65536", "  port: 50051", 18, "service.port", "65536", "at most 65535", "TCP port"),
+    "port negative": ("  port: -1", "  port: 50051", 18, "service.port", "-1", "at least 0", "TCP port"),
+    "torch device": (
+        "    torch_device: cuda", "    torch_device: cpu", 8, "devices[0].torch_device", "'cuda'", "torch device",
+        "did you mean cuda:0?"),
+    "emulated without link": (
+        "    torch_device: emulated", "    torch_device: cpu", 6, "devices[0].link", "", "needs a link",
+        "bandwidth: 4GB/s"),
+    "link of a real device": (
+        "    kv_memory: 64MiB\n    link: {bandwidth: 4GB/s, latency: 1us}", "    kv_memory: 64MiB", 11,
+        "devices[0].link", "", "whose link is real", "torch_device: emulated"),
+    "own arena without memory": (
+        "    name: cpu-0\n    arena: own", "    name: cpu-0", 11, "devices[1].memory", "", "needs memory",
+        "arena: shared"),
+    "shared arena with memory": (
+        "    name: cpu-0\n    arena: shared\n    memory: 1GiB", "    name: cpu-0", 14, "devices[1].memory", "'1GiB'",
+        "prefetcher's memory", "remove memory"),
+    "no threads": (
+        "    name: cpu-0\n    threads: 0", "    name: cpu-0", 13, "devices[1].threads", "0", "at least 1", "CPU"),
+    "resource of Ray's own": (
+        "    name: cpu-0\n    placement: CPU", "    name: cpu-0", 13, "devices[1].placement", "'CPU'",
+        "Ray defines itself", "moespac-worker"),
+    "missing key": ("", "  target: target\n", 2, "model.target", "", "is missing", "add target: Folder"),
+    "estimator": (
+        "  estimator: as_descrbed", "  gamma: 4", 16, "scheduler.estimator", "'as_descrbed'", "none of the choices",
+        "did you mean as_described?"),
+    "section as text": (
+        "prefetcher: big", "prefetcher:\n  host_memory: 32MiB", 13, "prefetcher", "'big'", "a section", "disk"),
+    "path as number": ("  target: 7", "  target: target", 3, "model.target", "7", "not a path", "write a path"),
+    "broken YAML": ("  gamma: [4", "  gamma: 4", 17, "", "", "not valid YAML", "indentation"),
+    "tab": ("\tgamma: 4", "  gamma: 4", 16, "", "", "not valid YAML", "indentation"),
+    "alias of itself": ("  gamma: &a [*a]", "  gamma: 4", 16, "", "", "an alias that contains itself", "here"),
+    "Python object": (
+        "  gamma: !!python/object:os.system {}", "  gamma: 4", 16, "", "", "not valid YAML", "indentation"),
+}  # fmt: skip
+
+
+def error_of(tmp_path, text: str) -> ConfigError:
+    file = tmp_path / "deployment.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_deployment(file)
+    assert caught.value.file == file
+    assert str(file) in str(caught.value)
+    return caught.value
+
+
+def test_without_mistakes_it_loads(tmp_path):
+    file = tmp_path / "deployment.yaml"
+    file.write_text(GOOD)
+    assert load_deployment(file).name == "small"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_its_place_and_remedy(tmp_path, mistake):
+    written, instead_of, line, key, value, problem, remedy = MISTAKES[mistake]
+    assert GOOD.count(instead_of) == 1
+    error = error_of(tmp_path, GOOD.replace(instead_of, written))
+    assert (error.line, error.key, error.value) == (line, key, value)
+    assert problem in error.problem
+    assert remedy in error.remedy
+    assert f"line {line}" in str(error) and error.remedy in str(error)
+
+
+def test_all_mistakes_are_reported_together_in_the_files_order(tmp_path):
+    text = GOOD.replace("64MiB", "64").replace("gamma: 4", "gama: 4").replace("port: 50051", "port: 70000")
+    error = error_of(tmp_path, text)
+    assert [(p.line, p.key) for p in error.problems] == [
+        (10, "devices[0].kv_memory"), (16, "scheduler.gama"), (18, "service.port"),
+    ]  # fmt: skip
+    assert "3 problems" in str(error)
+
+
+def test_a_misspelt_required_key_is_one_mistake(tmp_path):
+    error = error_of(tmp_path, GOOD.replace("host_memory", "host_memroy"))
+    assert [p.key for p in error.problems] == ["prefetcher.host_memroy"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b"# nothing\n", "is empty"),
+        (b"- a\n- b\n", "should be a section"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"name: \x00\n", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_deployment(tmp_path, content, problem):
+    file = tmp_path / "deployment.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_deployment(file)
+    assert problem in caught.value.problem and caught.value.remedy
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_deployment(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_deployment(tmp_path)
+
+
+def test_the_error_travels_between_processes(tmp_path):
+    error = error_of(tmp_path, GOOD.replace("64MiB", "64"))
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and again.problems == error.problems

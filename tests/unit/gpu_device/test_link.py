@@ -1,0 +1,59 @@
+"""Links: an emulated one keeps its time, and what moved is related to what was computed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from moespac.actors.gpu_device.link import EmulatedLink, MemoryLink, TransferLog
+from moespac.actors.gpu_device.overlap_meter import OverlapMeter
+from moespac.configs import LinkConfig
+
+BLOCK = np.arange(100_000, dtype=np.uint32).view(np.uint8)
+
+
+def test_bytes_arrive():
+    for link in (MemoryLink(), EmulatedLink(LinkConfig(bandwidth=1e9, latency=0.0))):
+        slot = torch.zeros(BLOCK.nbytes, dtype=torch.uint8)
+        link.move(BLOCK, slot, None)
+        assert np.array_equal(slot.numpy(), BLOCK)
+
+
+def test_an_emulated_link_is_no_faster_than_it_says():
+    link = EmulatedLink(LinkConfig(bandwidth=10e6, latency=0.005))  # 40 ms a block
+
+    def move() -> None:
+        link.move(BLOCK, torch.zeros(BLOCK.nbytes, dtype=torch.uint8), None)
+
+    threads = [threading.Thread(target=move) for _ in range(3)]
+    started = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - started >= 3 * 0.04 + 0.005
+
+
+def test_service_time_leaves_out_the_wait_for_the_transfer_before():
+    log = TransferLog()
+    log.add("a", 1_000, 5_000, 8)
+    assert log.add("b", 2_000, 6_000, 8).service_s == pytest.approx(1e-6)
+    assert log.add("c", 9_000, 9_500, 8).service_s == pytest.approx(0.5e-6)
+    assert [t.name for t in log.take()] == ["a", "b", "c"] and log.take() == []
+
+
+def test_hidden_time_is_transfer_time_under_computation():
+    log = TransferLog()
+    meter = OverlapMeter(log)
+    second = 10**9
+    meter.computed(0, 2 * second)
+    meter.computed(5 * second, 6 * second)
+    log.add("a", 1 * second, 4 * second, 100)
+    log.add("b", 3 * second, 7 * second, 100)
+    report = meter.report()
+    assert (report.busy_s, report.hidden_s, report.bytes) == pytest.approx((6.0, 2.0, 200))
+    assert meter.report().busy_s == 0.0

@@ -1,0 +1,52 @@
+"""What a device waits for when it starts, and what it does not."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import replace
+
+from tiny_device import make_store
+from tiny_models import make_qwen3_moe
+
+from moespac.actors.gpu_device.actor import GpuDeviceActor
+from moespac.actors.prefetcher.arena import Arena
+from moespac.actors.prefetcher.loader import Loader
+from moespac.actors.prefetcher.service import Engine, PrefetcherService
+from moespac.actors.prefetcher.store import ExpertStore
+from moespac.actors.transport.endpoint import Endpoint
+from moespac.actors.transport.server import ActorServer
+from moespac.configs import Deployment, GpuDeviceConfig, ModelConfig, PrefetcherConfig
+from moespac.protos.v1.steps_pb2_grpc import add_PrefetcherServicer_to_server
+
+
+def test_an_arena_on_another_host_is_refused_at_once(tmp_path):
+    target = make_qwen3_moe(tmp_path / "target")
+    store_path = make_store(target, tmp_path / "store")
+    with closing(ExpertStore.open(store_path)) as store:
+        arena = Arena.create(store.shape, 2**20)
+        arena.location = replace(arena.location, host_id="another machine")
+        loader = Loader(store, arena, 1)
+        loader.start()
+        service, server = PrefetcherService("prefetcher"), ActorServer("prefetcher")
+        service.serve(Engine(store, arena, loader, lambda _plan: None))
+        server.add(add_PrefetcherServicer_to_server, service)
+        endpoint = Endpoint("prefetcher", "prefetcher", server.start())
+        deployment = Deployment(
+            model=ModelConfig(target=target),
+            devices=(GpuDeviceConfig(name="gpu-0", torch_device="cpu", expert_memory=0, kv_memory=2**20),),
+            prefetcher=PrefetcherConfig(host_memory=2**20),
+            scheduler={"gamma": 0},
+        )
+        actor = GpuDeviceActor("gpu-0", deployment, store_path, "prefetcher", [], "127.0.0.1", lambda _name: endpoint)
+        try:
+            give_up = time.monotonic() + 30
+            while actor.failure() is None:
+                assert time.monotonic() < give_up
+                time.sleep(0.02)
+            assert "devices.gpu-0.placement" in actor.failure() and "the same placement" in actor.failure()
+        finally:
+            actor.stop()
+            server.stop(0)
+            loader.stop()
+            arena.close()

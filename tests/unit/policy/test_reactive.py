@@ -1,0 +1,51 @@
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moespac.actors.policy.reactive import WorkerCost, makespan, split_misses
+
+costs = st.floats(0, 10, allow_nan=False)
+workers = st.lists(st.builds(WorkerCost, st.just("w"), costs, costs, costs), min_size=1, max_size=4)
+loads = st.dictionaries(st.integers(0, 127), st.integers(1, 9), max_size=40)
+
+
+@given(loads, workers)
+def test_no_expert_is_lost_or_given_twice(pairs, workers):
+    shares = split_misses(pairs, workers)
+    assert len(shares) == len(workers)
+    assert sorted(e for share in shares for e in share) == sorted(pairs)
+    assert all(share == sorted(share) for share in shares)
+
+
+@given(loads, workers)
+def test_order_of_the_mapping_does_not_matter(pairs, workers):
+    assert split_misses(pairs, workers) == split_misses(dict(reversed(pairs.items())), workers)
+
+
+@given(st.dictionaries(st.integers(0, 9), st.integers(1, 9), max_size=6), st.integers(1, 3))
+@settings(max_examples=50)
+def test_equal_workers_stay_within_grahams_bound(pairs, count):
+    workers = [WorkerCost(f"w{i}", 0.0, 1.0, 1.0) for i in range(count)]
+    best = min(
+        makespan(pairs, workers, [[e for e, at in zip(pairs, places, strict=True) if at == w] for w in range(count)])
+        for places in product(range(count), repeat=len(pairs))
+    )
+    assert makespan(pairs, workers, split_misses(pairs, workers)) <= (4 / 3 - 1 / (3 * count)) * best + 1e-9
+
+
+def test_slow_worker_gets_what_it_can_finish_in_time():
+    fast, slow = WorkerCost("fast", 0.0, 1.0, 0.0), WorkerCost("slow", 0.0, 3.0, 0.0)
+    assert [len(share) for share in split_misses(dict.fromkeys(range(8), 1), [fast, slow])] == [6, 2]
+
+
+def test_a_call_is_not_worth_its_overhead_for_little_work():
+    here, far = WorkerCost("here", 0.0, 1.0, 0.0), WorkerCost("far", 100.0, 0.1, 0.0)
+    assert split_misses({3: 1, 1: 1}, [here, far]) == [[1, 3], []]
+
+
+def test_no_worker():
+    assert split_misses({}, []) == []
+    with pytest.raises(ValueError, match="no worker"):
+        split_misses({1: 1}, [])

@@ -1,0 +1,91 @@
+"""What of a step's tokens the client gets, and what the statistics say of it."""
+
+import pytest
+
+from moespac.actors.core import Sampling
+from moespac.actors.scheduler.request import Request
+from moespac.actors.scheduler.tally import LinkTotals, Tally
+from moespac.protos.v1 import generation_pb2 as pb
+from moespac.protos.v1 import steps_pb2
+
+EOS = frozenset({0})
+
+
+async def make(max_tokens: int = 8, ignore_eos: bool = False, emitted: tuple[int, ...] = ()) -> Request:
+    return Request(
+        id="r",
+        prompt_ids=(5, 6, 7),
+        max_tokens=max_tokens,
+        sampling=Sampling(),
+        gamma=4,
+        trace=False,
+        ignore_eos=ignore_eos,
+        tally=Tally(0.0, LinkTotals()),
+        emitted=list(emitted),
+    )
+
+
+def request_with(**options) -> Request:
+    import asyncio
+
+    return asyncio.run(make(**options))
+
+
+def test_tokens_beyond_max_tokens_are_dropped():
+    request = request_with(max_tokens=3)
+    assert request.take([11, 12], EOS) == ([11, 12], None)
+    assert request.take([13, 14, 15], EOS) == ([13], pb.Statistics.LENGTH)
+    assert request.emitted == [11, 12, 13]
+
+
+def test_the_end_of_text_token_ends_and_is_not_text():
+    request = request_with()
+    assert request.take([11, 0, 12], EOS) == ([11], pb.Statistics.STOP)
+    assert request.emitted == [11]
+
+
+def test_end_of_text_can_be_ignored():
+    request = request_with(ignore_eos=True)
+    assert request.take([11, 0, 12], EOS) == ([11, 0, 12], None)
+
+
+def test_tokens_before_a_restart_count_towards_max_tokens():
+    request = request_with(max_tokens=4, emitted=(1, 2, 3))
+    assert request.remaining == 1
+    assert request.take([9, 9], EOS) == ([9], pb.Statistics.LENGTH)
+
+
+def test_room_is_reserved_for_rejected_drafts_too():
+    assert request_with(max_tokens=8).reserve_tokens == 3 + 8 + 4
+
+
+def test_statistics():
+    link = LinkTotals()
+    tally = Tally(arrived_s=10.0, link_at_start=link.copy())
+    tally.add_step(steps_pb2.StepReply(prefill=True, timings=steps_pb2.Timings(expert_calls=3)))
+    tally.add_tokens(1, 10.5)
+    window = steps_pb2.Window(tokens=5, layers=[steps_pb2.LayerCounts(layer=0, used=4, hits=3)])
+    for _ in range(2):
+        timings = steps_pb2.Timings(expert_calls=1, bytes_moved=100, transfer_s=0.2, transfer_hidden_s=0.1)
+        tally.add_step(steps_pb2.StepReply(proposed=4, accepted=3, window=window, timings=timings))
+        link.add(timings)
+    tally.add_tokens(4, 11.5)
+    tally.add_tokens(4, 12.5)
+    tally.add_plan(2.0, "OPTIMAL")
+    statistics = tally.statistics(pb.Statistics.LENGTH, 3, 13.0, link, emulated=True)
+    assert (statistics.proposed, statistics.accepted, statistics.steps) == (8, 6, 2)
+    assert (statistics.uses, statistics.hits) == (8, 6), "the prompt's pass is not part of the hit rate"
+    assert statistics.expert_calls == 5
+    assert statistics.ttft_s == pytest.approx(0.5)
+    assert statistics.tpot_s == pytest.approx(2.0 / 8)
+    assert statistics.tokens_per_second == pytest.approx(9 / 3.0)
+    assert statistics.bytes_moved == 200 and statistics.transfer_hidden_s == pytest.approx(0.2)
+    assert list(statistics.solver_statuses) == ["OPTIMAL"]
+
+
+def test_transfers_before_a_request_are_not_its_own():
+    link = LinkTotals()
+    link.add(steps_pb2.Timings(bytes_moved=500))
+    tally = Tally(0.0, link.copy())
+    link.add(steps_pb2.Timings(bytes_moved=70))
+    assert tally.statistics(pb.Statistics.LENGTH, 1, 1.0, link, False).bytes_moved == 70

@@ -1,0 +1,243 @@
+"""Expert calls to real workers over gRPC: rows, cutting, failures."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+from tiny_models import make_qwen3_moe
+from tiny_worker import nobody, worker, worker_process
+
+from moespac.actors.prefetcher.checkpoint import open_checkpoint
+from moespac.actors.prefetcher.convert import convert
+from moespac.actors.prefetcher.store import ExpertStore
+from moespac.actors.transport.calls import CallFailed, ExpertCaller
+from moespac.actors.transport.endpoint import Endpoint, PeerUnknown
+from moespac.actors.transport.peers import Peers
+from moespac.actors.transport.version_check import METADATA_KEY
+from moespac.actors.transport.wire import encode_call
+from moespac.kernels.layout import ExpertWeights
+from moespac.kernels.reference import expert_rows
+from moespac.protos.v1.experts_pb2_grpc import ExpertsStub
+
+HIDDEN, LAYER = 32, 1
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return make_qwen3_moe(tmp_path_factory.mktemp("calls") / "target")
+
+
+@pytest.fixture(scope="module")
+def store(checkpoint: Path) -> Path:
+    path = checkpoint.parent / "store"
+    convert(checkpoint, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fingerprint(store: Path) -> str:
+    return ExpertStore.open(store).fingerprint
+
+
+@pytest.fixture(scope="module")
+def endpoint(store: Path):
+    with worker(store) as actor:
+        yield actor.endpoint()
+
+
+@pytest.fixture
+def peers(endpoint: Endpoint):
+    peers = Peers(lambda name: endpoint)
+    yield peers
+    peers.close()
+
+
+def hidden_states(tokens: int) -> torch.Tensor:
+    return torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(tokens))
+
+
+def some_pairs(sizes: dict[int, int], tokens: int):
+    generator = torch.Generator().manual_seed(11)
+    return [
+        (
+            expert,
+            torch.randperm(tokens, generator=generator)[:size].sort().values,
+            torch.rand(size, generator=generator),
+        )
+        for expert, size in sizes.items()
+    ]
+
+
+def start(caller: ExpertCaller, hidden, pairs, deadline_s: float = 20.0, worker: str = "cpu-0"):
+    return caller.start(worker, LAYER, 3, ["r1"], hidden, pairs, deadline_s)
+
+
+def expected_rows(checkpoint: Path, hidden, pairs) -> dict[int, torch.Tensor]:
+    """From the checkpoint itself, without store, arena or wire."""
+    source = open_checkpoint(checkpoint)
+    rows = {}
+    for expert, tokens, weights in pairs:
+        gate, up, down = source.expert((LAYER, expert))
+        rows[expert] = expert_rows(source.layout, ExpertWeights(torch.cat([gate, up]), down), hidden[tokens], weights)
+    return rows
+
+
+def assert_same(rows: dict[int, torch.Tensor], expected: dict[int, torch.Tensor]) -> None:
+    assert list(rows) == list(expected)
+    for expert, values in expected.items():
+        assert torch.equal(rows[expert], values)
+
+
+def test_rows_equal_the_reference_bit_for_bit(checkpoint, fingerprint, peers) -> None:
+    hidden, pairs = hidden_states(9), some_pairs({0: 4, 3: 1, 7: 9}, 9)
+    before = time.time_ns()
+    call = start(ExpertCaller(peers, fingerprint), hidden, pairs)
+    assert (call.worker, call.experts) == ("cpu-0", (0, 3, 7))
+    assert_same(call.result(), expected_rows(checkpoint, hidden, pairs))
+    (part,) = call.served
+    assert (part.actor, part.experts, part.pairs) == ("cpu-0", 3, 14)
+    assert before <= part.sent_ns <= part.started_ns <= part.finished_ns <= part.received_ns <= time.time_ns()
+    assert 0 <= part.weights_wait_ns <= part.finished_ns - part.started_ns
+    assert call.done()
+    assert call.result() is call.result()
+
+
+def test_rows_do_not_depend_on_who_computes_them(store, checkpoint, fingerprint, peers) -> None:
+    hidden, pairs = hidden_states(7), some_pairs({1: 3, 2: 5, 4: 2, 6: 7}, 7)
+    expected = expected_rows(checkpoint, hidden, pairs)
+    together = ExpertCaller(peers, fingerprint)
+    apart = {}
+    for pair in pairs:
+        apart |= start(together, hidden, [pair]).result()
+    assert_same(apart, expected)
+    # Two threads, and room for a single expert: everything is fetched and evicted again and again.
+    with worker(store, threads=2, memory=4096) as small:
+        other = Peers(lambda name: small.endpoint())
+        assert_same(start(ExpertCaller(other, fingerprint), hidden, pairs).result(), expected)
+        other.close()
+
+
+def test_any_float_type_and_layout_of_hidden_is_accepted(checkpoint, fingerprint, peers) -> None:
+    hidden = hidden_states(6).to(torch.bfloat16)
+    pairs = some_pairs({2: 6}, 6)
+    strided = hidden.T.contiguous().T
+    assert not strided.is_contiguous()
+    rows = start(ExpertCaller(peers, fingerprint), strided, pairs).result()
+    assert_same(rows, expected_rows(checkpoint, hidden.float(), pairs))
+
+
+def test_a_cut_call_gives_the_same_rows(checkpoint, fingerprint, peers) -> None:
+    hidden, pairs = hidden_states(40), some_pairs({e: 20 for e in range(8)}, 40)
+    # Room for 25 pairs a message: one expert each.
+    caller = ExpertCaller(peers, fingerprint, max_call_bytes=4096 + 25 * (4 * HIDDEN + 16))
+    call = start(caller, hidden, pairs)
+    assert_same(call.result(), expected_rows(checkpoint, hidden, pairs))
+    assert [part.pairs for part in call.served] == [20] * 8
+
+
+def test_a_cut_expert_is_put_together_in_order(checkpoint, fingerprint, peers) -> None:
+    hidden, pairs = hidden_states(40), some_pairs({0: 40, 5: 38}, 40)
+    # Three pairs a message: more messages than may be under way at once.
+    caller = ExpertCaller(peers, fingerprint, max_call_bytes=4096 + 3 * (4 * HIDDEN + 16))
+    call = start(caller, hidden, pairs)
+    rows = call.result()
+    assert [part.pairs for part in call.served] == [3] * 13 + [1] + [3] * 12 + [2]
+    for expert, values in expected_rows(checkpoint, hidden, pairs).items():
+        # Fewer rows at once may round differently in torch's matrix products.
+        torch.testing.assert_close(rows[expert], values, rtol=1e-5, atol=1e-6)
+
+
+def test_another_store_is_refused_and_the_worker_left_alone_for_a_while(endpoint) -> None:
+    now = [50.0]
+    peers = Peers(lambda name: endpoint)
+    caller = ExpertCaller(peers, "other", clock=lambda: now[0])
+    assert caller.available("cpu-0")
+    with pytest.raises(CallFailed, match="store_fingerprint: the caller expects other") as failed:
+        start(caller, hidden_states(2), some_pairs({1: 1, 5: 2}, 2)).result()
+    assert failed.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert (failed.value.worker, failed.value.experts) == ("cpu-0", (1, 5))
+    assert not caller.available("cpu-0")
+    assert caller.available("cpu-1")
+    now[0] += 0.11
+    assert caller.available("cpu-0")
+    peers.close()
+
+
+def test_a_caller_of_another_version_is_refused(endpoint, fingerprint) -> None:
+    message = encode_call(fingerprint, 0, [], LAYER, hidden_states(2), some_pairs({1: 2}, 2))
+    refusal = r"version mismatch: the caller runs moespac 9\.9"
+    with (
+        grpc.insecure_channel(endpoint.address) as channel,
+        pytest.raises(grpc.RpcError, match=refusal) as refused,
+    ):
+        ExpertsStub(channel).Compute(message, metadata=[(METADATA_KEY, "9.9")], timeout=10)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_a_worker_nobody_knows_fails_when_asked_for_the_result(fingerprint) -> None:
+    caller = ExpertCaller(Peers(nobody), fingerprint)
+    call = start(caller, hidden_states(2), some_pairs({1: 2}, 2), worker="cpu-7")
+    assert call.done()
+    with pytest.raises(CallFailed, match="no actor cpu-7"):
+        call.result()
+    assert not caller.available("cpu-7")
+
+
+def test_cancelling_is_not_the_workers_fault(fingerprint, peers) -> None:
+    caller = ExpertCaller(peers, fingerprint)
+    call = start(caller, hidden_states(2), some_pairs({1: 2}, 2))
+    call.cancel()
+    with pytest.raises(CallFailed, match="cancelled by the caller"):
+        call.result()
+    assert caller.available("cpu-0")
+    # The channel is as good as before.
+    assert start(caller, hidden_states(2), some_pairs({1: 2}, 2)).result().keys() == {1}
+
+
+def test_a_deadline_ends_the_wait(store, fingerprint) -> None:
+    with worker_process(store) as (process, endpoint):
+        peers = Peers(lambda name: endpoint)
+        caller = ExpertCaller(peers, fingerprint)
+        start(caller, hidden_states(2), some_pairs({1: 2}, 2)).result()
+        os.kill(process.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        call = start(caller, hidden_states(2), some_pairs({1: 2}, 2), deadline_s=0.3)
+        with pytest.raises(CallFailed, match="DEADLINE_EXCEEDED"):
+            call.result()
+        assert 0.25 < time.monotonic() - started < 3
+        peers.close()
+
+
+def test_a_killed_worker_fails_its_calls_at_once_and_its_successor_is_found(store, fingerprint) -> None:
+    endpoints = {}
+
+    def resolve(name: str) -> Endpoint:
+        if name not in endpoints:
+            raise PeerUnknown(f"no actor {name}")
+        return endpoints[name]
+
+    now = [0.0]
+    peers = Peers(resolve)
+    caller = ExpertCaller(peers, fingerprint, clock=lambda: now[0])
+    hidden, pairs = hidden_states(4), some_pairs({1: 2, 6: 4}, 4)
+    with worker_process(store) as (process, endpoints["cpu-0"]):
+        rows = start(caller, hidden, pairs).result()
+        os.kill(process.pid, signal.SIGSTOP)  # the call below is certainly unanswered when the worker dies
+        call = start(caller, hidden, pairs, deadline_s=60)
+        os.kill(process.pid, signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(CallFailed, match="UNAVAILABLE") as failed:
+            call.result()
+        assert time.monotonic() - started < 5
+        assert failed.value.experts == (1, 6)
+        assert not caller.available("cpu-0")
+    with worker(store) as successor:
+        endpoints["cpu-0"] = successor.endpoint()
+        now[0] += 1
+        assert caller.available("cpu-0")
+        assert_same(start(caller, hidden, pairs).result(), rows)
+        peers.close()
