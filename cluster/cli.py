@@ -91,16 +91,18 @@ def serve(
 ) -> None:
     """Start a deployment and serve until Ctrl-C."""
     from ..configs import load_deployment
+    from .interrupts import Interrupts
     from .progress import conversion_bar, start_bars
     from .serve import Service, run_until_interrupted, with_port
 
+    interrupts = Interrupts()
     if detach and address is None:
         raise typer.BadParameter("--detach needs --address: a private cluster ends with this command")
     deployment = load_deployment(config)
     if port is not None:
         deployment = with_port(deployment, port)
     with start_bars() as report, conversion_bar(deployment.model.target.name) as convert_report:
-        service = Service(deployment, address, detach, report, convert_report)
+        service = Service(deployment, address, detach, report, convert_report, interrupts.held)
         service.start()
     typer.echo(f"serving {deployment.model.target.name} at {service.server} (deployment {deployment.name!r})")
     if detach:

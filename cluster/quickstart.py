@@ -13,6 +13,7 @@ from rich.console import Console
 from ..actors.transport.endpoint import Endpoint
 from ..configs import Deployment, load_deployment
 from .client import Client, GenerationStatistics
+from .interrupts import Interrupts
 from .progress import conversion_bar, start_bars
 from .reference import greedy_reference
 from .report import generation_table
@@ -33,9 +34,9 @@ def quickstart_deployment() -> Deployment:
 def run_quickstart(deployment: Deployment, prompt: str, max_tokens: int, trace: Path | None, as_json: bool) -> int:
     """Serves, generates, compares, shuts down. Returns the exit status: 0 only if the tokens equal the reference's."""
     console = Console(stderr=True)
-    started = time.monotonic()
+    started, interrupts = time.monotonic(), Interrupts()
     with start_bars() as report, conversion_bar(deployment.model.target.name) as convert_report:
-        service = Service(deployment, report=report, convert_progress=convert_report)
+        service = Service(deployment, report=report, convert_progress=convert_report, held=interrupts.held)
         service.start()
     try:
         console.print(f"ready after {time.monotonic() - started:.1f} s at {service.server}\n")

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +49,18 @@ class RayCluster:
             self.guard.dismiss()
 
 
-def start_private(namespace: str, resources: set[str]) -> RayCluster:
+Held = Callable[[], contextlib.AbstractContextManager[None]]
+"""Holds signals back: Ray broken off while it starts or joins may neither go on nor shut down."""
+
+
+def start_private(namespace: str, resources: set[str], held: Held = contextlib.nullcontext) -> RayCluster:
     """One node on this machine, on loopback, offering every custom resource in `resources`."""
     _quiet()
     temp_dir = _session_folder()
     guard = Guard(os.getpid(), temp_dir)
     cluster = RayCluster(namespace, True, LOOPBACK, guard)
     try:
-        with _on_loopback():
+        with held(), _on_loopback():
             ray.init(
                 address="local",
                 namespace=namespace,
@@ -76,12 +80,13 @@ def start_private(namespace: str, resources: set[str]) -> RayCluster:
     return cluster
 
 
-def join(address: str, namespace: str, resources: set[str]) -> RayCluster:
+def join(address: str, namespace: str, resources: set[str], held: Held = contextlib.nullcontext) -> RayCluster:
     """Connects to a running cluster; refuses one whose nodes lack a custom resource that the deployment names."""
     _quiet()
     _check_reachable(address)
     try:
-        ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
+        with held():
+            ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"cannot join the Ray cluster at {address}: {error}; start it with `ray start --head` or `ray up`, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..actors.transport.endpoint import Endpoint
 from ..configs import Deployment
 from . import run_record
 from .launch import GATEWAY, Launch, LaunchError, Progress, placements
-from .ray_cluster import RayCluster, join, start_private
+from .ray_cluster import Held, RayCluster, join, start_private
 
 WATCH_S = 1.0
 
@@ -29,10 +29,11 @@ class Service:
         detached: bool = False,
         report: Callable[[Progress], None] = lambda progress: None,
         convert_progress: Callable[[int, int], None] | None = None,
+        held: Held = contextlib.nullcontext,
     ):
-        """`address`: a running Ray cluster to join; `detached`: the actors outlive this process."""
+        """`address`: a running Ray cluster to join; `detached`: the actors outlive this process; `held`: see `Held`."""
         self._deployment, self._address, self._detached = deployment, address, detached
-        self._report, self._convert_progress = report, convert_progress
+        self._report, self._convert_progress, self._held = report, convert_progress, held
         self._cluster: RayCluster | None = None
         self._launch: Launch | None = None
         self._record: run_record.RunRecord | None = None
@@ -61,9 +62,9 @@ class Service:
     def _start_actors(self, store: Path, namespace: str) -> None:
         resources = placements(self._deployment)
         if self._address is None:
-            self._cluster = start_private(namespace, resources)
+            self._cluster = start_private(namespace, resources, self._held)
         else:
-            self._cluster = join(self._address, namespace, resources)
+            self._cluster = join(self._address, namespace, resources, self._held)
         self._launch = Launch(self._deployment, store, self._cluster, self._detached)
         self._launch.start()
         self.endpoints = self._launch.wait_ready(self._report)
@@ -103,12 +104,10 @@ class Service:
 
 
 def run_until_interrupted(service: Service) -> None:
-    """Watches a started service until SIGINT or SIGTERM, then drains; a second signal ends it at once.
+    """Watches a started service until it is interrupted, then drains; a second interruption ends it at once.
 
     Raises LaunchError when an actor is gone for good.
     """
-    # Ray has put its own handler in place, which would leave without draining.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while True:
             time.sleep(WATCH_S)

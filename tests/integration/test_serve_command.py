@@ -26,7 +26,8 @@ START_S = 240
 class Serving:
     """One `moespac serve` process."""
 
-    def __init__(self, folder: Path, config: Path, *options: str):
+    def __init__(self, folder: Path, config: Path, *options: str, before: str = ""):
+        """`before`: a shell command run in the process first."""
         self.environment = {
             **os.environ,
             "XDG_STATE_HOME": str(folder / "state"),
@@ -38,7 +39,7 @@ class Serving:
         self.log = folder / "serve.log"
         with self.log.open("w") as output:
             self.process = subprocess.Popen(
-                [MOESPAC, "serve", config, *options],
+                ["sh", "-c", f'{before}\nexec "$@"', "sh", MOESPAC, "serve", config, *options],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
@@ -142,9 +143,13 @@ def test_a_killed_launcher_leaves_nothing_running(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_while_starting_leave_nothing(folder, number):
-    serving = Serving(folder, deployment(folder, "cli-early"))
+@pytest.mark.parametrize(
+    "number, inherited",
+    # Shells start commands in the background of a script with SIGINT ignored.
+    [(signal.SIGINT, "trap - INT"), (signal.SIGINT, "trap '' INT"), (signal.SIGTERM, "trap - TERM")],
+)
+def test_signals_while_starting_leave_nothing(folder, number, inherited):
+    serving = Serving(folder, deployment(folder, "cli-early"), before=inherited)
     give_up = time.monotonic() + 60
     while len(process_tree(serving.process.pid)) < 6:
         assert time.monotonic() < give_up and serving.process.poll() is None
