@@ -51,7 +51,7 @@ clean:
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is written last: an interrupted or failed installation is taken up again by the next run.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py kernels/cpu/build.py $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inc)
 	@say() { printf '\n==> %s\n' "$$*"; }
 	ready() { "$$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 	if ! ready $(BIN)/python; then

@@ -103,7 +103,8 @@ def _check_model(deployment: Deployment) -> tuple[list[Problem], list[str], list
                     problems.append(Problem("model.draft", str(model.draft), what or remedy, remedy))
     if checkpoint is None or problems:
         return problems, [], []
-    shape = checkpoint.shape
+    layout = checkpoint.layout.stored_as(model.store_format, model.expert_scales)
+    shape = replace(checkpoint.shape, expert_bytes=layout.expert_bytes)
     try:
         kv = sum(kv_numbers_per_token(d) for d in (model.target, model.draft) if d is not None)
     except (OSError, ValueError, UnsupportedExperts, CacheUnsupported) as error:
@@ -112,9 +113,9 @@ def _check_model(deployment: Deployment) -> tuple[list[Problem], list[str], list
     kv *= _ITEM_BYTES[model.compute_dtype]
     problems += check_budgets(deployment, shape, kv)
     stored = sum(header.file_bytes for header in read_headers(model.target))
-    experts = shape.n_layers * shape.n_experts * shape.expert_bytes
-    trunk = (stored - experts) * _ITEM_BYTES[model.compute_dtype] // checkpoint.layout.torch_dtype.itemsize
-    uses = list(_uses(deployment, checkpoint, trunk, kv))
+    experts = shape.n_layers * shape.n_experts * checkpoint.shape.expert_bytes
+    trunk = (stored - experts) * _ITEM_BYTES[model.compute_dtype] // _ITEM_BYTES[checkpoint.layout.format]
+    uses = list(_uses(deployment, checkpoint.name, shape, trunk, kv))
     return problems, _memory_warnings(deployment, trunk), uses
 
 
@@ -135,20 +136,24 @@ def _check_port(deployment: Deployment) -> list[Problem]:
     return []
 
 
-def _uses(deployment: Deployment, checkpoint, trunk: int, kv: int) -> Iterator[tuple[str, str, str]]:
+def _uses(deployment: Deployment, name: str, shape, trunk: int, kv: int) -> Iterator[tuple[str, str, str]]:
     from ..actors.prefetcher.convert import store_path_for
 
-    shape, gpu, model = checkpoint.shape, deployment.gpu, deployment.model
+    gpu, model = deployment.gpu, deployment.model
     count = shape.n_layers * shape.n_experts
     block = arena_block(shape)
-    store = store_path_for(model.target, model.store)
+    store = store_path_for(model.target, model.store, model.store_format, model.expert_scales)
 
     def share(budget: int, each: int) -> str:
         fit = experts_that_fit(budget, each, shape)
         return f"{fit} of {count} experts ({fit / count:.0%})"
 
-    yield "model", checkpoint.name, f"{shape.n_layers} layers x {shape.n_experts} experts, top-{shape.top_k}"
-    yield "experts", show_size(count * shape.expert_bytes), f"{show_size(shape.expert_bytes)} each"
+    yield "model", name, f"{shape.n_layers} layers x {shape.n_experts} experts, top-{shape.top_k}"
+    yield (
+        "experts",
+        show_size(count * shape.expert_bytes),
+        f"{show_size(shape.expert_bytes)} each, {model.expert_format}",
+    )
     yield "expert store", str(store), "converted already" if store.exists() else "to be converted at the first start"
     yield f"{gpu.name}: trunk", show_size(trunk), f"on {gpu.torch_device} in {model.compute_dtype}"
     yield f"{gpu.name}: slots", show_size(gpu.expert_memory), share(gpu.expert_memory, slot_bytes(shape))

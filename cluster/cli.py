@@ -70,14 +70,22 @@ def check(config: Annotated[Path, typer.Argument(help="Deployment file.")]) -> N
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Hugging Face checkpoint folder.")],
     store: Annotated[Path, typer.Argument(help="Folder of the expert store to make.")],
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="bfloat16, float16, float32, int8, int4 (int4-g32) or int4-g128; without it, as in the checkpoint.",
+        ),
+    ] = None,
+    scales: Annotated[str, typer.Option(metavar="TYPE", help="Of int4's scales: float16 or bfloat16.")] = "float16",
+    report: Annotated[
+        Path | None, typer.Option(help="Text to measure on what the conversion changes; prints a table.")
+    ] = None,
 ) -> None:
-    """Convert a checkpoint's experts into an expert store."""
-    from ..actors.prefetcher.convert import convert as convert_checkpoint
-    from .progress import conversion_bar
+    """Convert a checkpoint's experts into an expert store. Interrupted, it goes on from there when run again."""
+    from .conversion import run_convert
 
-    with conversion_bar(checkpoint.name) as report:
-        convert_checkpoint(checkpoint, store, report)
-    typer.echo(f"expert store: {store}")
+    run_convert(checkpoint, store, experts, scales, report)
 
 
 @app.command()

@@ -191,7 +191,8 @@ def _uses(gpus: list[dict], cores: int) -> list[Use]:
         link = Use("link", "none", "expert slots of a CPU are host memory; an emulated device states its own link")
     return [
         compute,
-        Use("CPU arithmetic", torch.backends.cpu.get_cpu_capability(), "the best that torch's own kernels have here"),
+        _cpu_kernels(),
+        Use("torch on the CPU", torch.backends.cpu.get_cpu_capability(), "for what has no kernel of its own"),
         Use(
             "threads", f"gpu device {device}, cpu worker {worker}", f"{cores} usable cores shared out; set as `threads`"
         ),
@@ -199,6 +200,16 @@ def _uses(gpus: list[dict], cores: int) -> list[Use]:
         Use("between processes", "gRPC; weights in shared memory", "one memfd, mapped read-only by workers"),
         Use("expert store", str(cache_folder() / "stores"), "unless a deployment sets model.store"),
     ]
+
+
+def _cpu_kernels() -> Use:
+    from ..kernels.cpu import library
+
+    try:
+        isa = library.choose()
+    except library.LibraryError as error:
+        return Use("CPU kernels", "torch", str(error))
+    return Use("CPU kernels", f"C++, {isa}", "the best that this CPU has; for experts and the trunk's linear layers")
 
 
 def _show(diagnosis: Diagnosis, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -14,21 +15,28 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
-from .launch import Progress as ActorProgress
+if TYPE_CHECKING:  # converting needs nothing of what launching needs
+    from .launch import Progress as ActorProgress
 
 
 @contextlib.contextmanager
 def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar in bytes with throughput; appears with the first report, so that nothing shows where nothing is done."""
+    """A bar in bytes with throughput; appears with the first report, so that nothing shows where nothing is done.
+
+    What an earlier conversion had done already is counted as it is read back, at the speed of that.
+    """
     columns = (
         TextColumn("converting [bold]{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = []

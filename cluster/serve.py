@@ -52,7 +52,10 @@ class Service:
             name, self._address, namespace, self._detached, self._deployment.service.drain_timeout
         )
         try:
-            store = ensure_store(self._deployment.model.target, self._deployment.model.store, self._convert_progress)
+            model = self._deployment.model
+            store = ensure_store(
+                model.target, model.store, self._convert_progress, model.store_format, model.expert_scales
+            )
             self._start_actors(store, namespace)
         except BaseException:
             self.stop(0.0)

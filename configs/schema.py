@@ -83,7 +83,18 @@ Duration = Annotated[float, _with_unit(parse_duration), Field(ge=0, allow_inf_na
 Timeout = Annotated[float, _with_unit(parse_duration), Field(gt=0, allow_inf_nan=False)]
 ConfigPath = Annotated[Path, BeforeValidator(_path)]
 Count = Annotated[StrictInt, Field(ge=1)]
+Cores = tuple[Annotated[StrictInt, Field(ge=0)], ...] | None
 Placement = Annotated[StrictStr, AfterValidator(_resource)] | None
+
+
+def _one_core_a_thread(device):
+    if device.cores is not None and (len(device.cores) != device.threads or len(set(device.cores)) != device.threads):
+        raise Invalid(
+            f"names {len(set(device.cores))} cores for {device.threads} threads",
+            "name as many different cores as there are threads, or remove cores",
+            ("cores",),
+        )
+    return device
 
 
 class Section(BaseModel):
@@ -103,6 +114,17 @@ class ModelConfig(Section):
     """Folder of the converted experts, made on first use; absent: a folder below the user's cache folder."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of all arithmetic but the join of experts; float32 gives the reference's tokens exactly."""
+    expert_format: Literal["stored", "float32", "bfloat16", "float16", "int8", "int4-g32", "int4-g128"] = "stored"
+    """How experts are kept on disk and in memory; fewer bits: more fit and are read faster, at some loss."""
+    expert_scales: Literal["float16", "bfloat16"] = "float16"
+    """Type of the scales of int4 experts; bfloat16 has the range of float32, float16 is more precise."""
+    trunk_format: Literal["stored", "int8", "int4-g32", "int4-g128"] = "stored"
+    """How a device that computes on the CPU keeps the trunk's linear layers; others than `stored` at some loss."""
+
+    @property
+    def store_format(self) -> str | None:
+        """What experts are converted to; None: they stay as the checkpoint has them."""
+        return None if self.expert_format == "stored" else self.expert_format
 
 
 class LinkConfig(Section):
@@ -129,10 +151,14 @@ class GpuDeviceConfig(Section):
     """Bytes for the KV caches of all running requests; a request that does not fit waits or is refused."""
     threads: Count = 1
     """CPU threads for trunk, draft and local experts."""
+    cores: Cores = None
+    """Cores to pin the threads to, one each; absent: the system places them."""
     link: LinkConfig | None = None
     """The emulated link; required for `emulated`, refused for real devices, whose link is what it is."""
     placement: Placement = None
     """Custom Ray resource that a node must offer to run this actor; absent: any node."""
+
+    _cores_are_the_threads = model_validator(mode="after")(_one_core_a_thread)
 
     @model_validator(mode="after")
     def _link_belongs_to_emulation(self) -> GpuDeviceConfig:
@@ -160,12 +186,16 @@ class CpuDeviceConfig(Section):
     """Name in logs, metrics and the timeline; lower-case letters, digits and hyphens; unique."""
     threads: Count = 1
     """CPU threads for its experts."""
+    cores: Cores = None
+    """Cores to pin the threads to, one each; absent: the system places them."""
     arena: Literal["auto", "shared", "own"] = "auto"
     """`shared`: the arena of the prefetcher, on the same host; `own`: its own; `auto`: whichever works."""
     memory: Size | None = None
     """Bytes of its own arena; required for `own`, used by `auto` on another host than the prefetcher's."""
     placement: Placement = None
     """Custom Ray resource that a node must offer to run this actor; absent: any node."""
+
+    _cores_are_the_threads = model_validator(mode="after")(_one_core_a_thread)
 
     @model_validator(mode="after")
     def _memory_belongs_to_own_arena(self) -> CpuDeviceConfig:
@@ -288,6 +318,12 @@ class Deployment(Section):
                 f"{self.gpu.name}, which reads the prefetcher's memory",
                 "give both the same placement",
                 ("prefetcher", "placement"),
+            )
+        if self.model.trunk_format != "stored" and self.gpu.torch_device.startswith("cuda"):
+            raise Invalid(
+                f"is {self.model.trunk_format}, but the trunk is computed on {self.gpu.torch_device}",
+                "set it to stored: only the CPU kernels compute a quantised trunk",
+                ("model", "trunk_format"),
             )
         if self.scheduler.gamma > 0 and self.model.draft is None:
             raise Invalid(

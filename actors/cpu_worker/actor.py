@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ...configs import Deployment
-from ...kernels.layout import STORED_DTYPES
+from ...kernels.choose import choose_kernel
+from ...kernels.layout import FLOAT_FORMATS
 from ...protos.v1.experts_pb2_grpc import add_ExpertsServicer_to_server
 from ..loading_actor import LoadingActor
 from ..prefetcher.source import ExpertSource
@@ -38,16 +41,16 @@ class CpuWorkerActor(LoadingActor):
     ):
         """`name`: of a device of kind cpu; `host`: address to listen on; `resolve`: finds the prefetcher."""
         config = next(device for device in deployment.workers if device.name == name)
-        self._service = ExpertsService(name, config.threads)
+        self._service = ExpertsService(name, config.threads, config.cores)
         super().__init__(name, host, resolve, self._service.handler_threads)
         self._config = config
-        self._dtype = STORED_DTYPES[deployment.model.compute_dtype]
+        self._dtype = FLOAT_FORMATS[deployment.model.compute_dtype]
         self._store_path, self._prefetcher = Path(store_path), prefetcher_name
         self._server.add(add_ExpertsServicer_to_server, self._service)
         self._store: ExpertStore | None = None
         self._source: ExpertSource | None = None
         self._stage = 0
-        self._target = deployment.model.target
+        self._model = deployment.model
         self._converted: tuple[int, int] | None = None
         self._open()
 
@@ -73,12 +76,14 @@ class CpuWorkerActor(LoadingActor):
     def _load(self) -> bool:
         # The launcher converts on its own machine only.
         if not self._store_path.exists():
-            convert_here(self._target, self._store_path, self._converting)
+            convert_here(self._model, self._store_path, self._converting)
             self._converted = None
         self._store = ExpertStore.open(self._store_path)
         self._stage = STAGES.index("weights")
         self._source = open_source(self._config, self._store, self._peers, self._prefetcher, self._stopping)
-        computer = ExpertComputer(self._source, self._store.layout, self._dtype)
+        choice = choose_kernel(self._store.layout, self._dtype, torch.device("cpu"))
+        self._log.info("expert kernel", kernel=choice.kernel.name, reason=choice.reason)
+        computer = ExpertComputer(self._source, choice.kernel, self._dtype)
         self._service.serve(computer, self._store.fingerprint, self._store.shape)
         self._stage = STAGES.index("ready")
         return True

@@ -1,4 +1,4 @@
-"""A call's experts, one after another, from weights in host memory."""
+"""A call's experts, computed from weights in host memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...kernels.layout import ExpertLayout
-from ...kernels.reference import expert_rows
+from ...kernels.experts import ExpertKernel, ExpertWork
 from ..prefetcher.source import ExpertSource
 from ..transport.wire import DecodedCall
 
@@ -20,10 +19,10 @@ class GaveUp(Exception):
 
 @dataclass(frozen=True)
 class ExpertComputer:
-    """Computes expert calls in `dtype`, whatever type the weights are stored in."""
+    """Computes expert calls in `dtype`, whatever format the weights are stored in."""
 
     source: ExpertSource
-    layout: ExpertLayout
+    kernel: ExpertKernel
     dtype: torch.dtype
 
     def rows(
@@ -31,21 +30,24 @@ class ExpertComputer:
     ) -> tuple[torch.Tensor, float]:
         """The rows, float32 [pairs, H] in the call's pair order, and the seconds spent waiting for weights.
 
-        `wanted` is asked before each expert; GaveUp is raised when it says no. Weights
+        `wanted` is asked before each run of the kernel; GaveUp is raised when it says no. Weights
         are not waited for beyond `deadline`, on `time.monotonic`. Raises what `ExpertSource.with_experts` raises.
         """
-        out = torch.empty(len(call.token_rows), self.layout.hidden_size)
+        out = torch.empty(len(call.token_rows), call.hidden.shape[1])
         hidden = call.hidden.to(self.dtype)
         spans = dict(zip(call.experts, call.spans, strict=True))
 
-        def use(expert: int, block: np.ndarray) -> None:
-            # Called again when the block was overwritten meanwhile: it only ever assigns.
+        def use(blocks: dict[int, np.ndarray]) -> None:
+            # Called again for blocks that were overwritten meanwhile: it only ever assigns.
             if not wanted():
                 raise GaveUp
-            span = spans[expert]
-            tokens = hidden[call.token_rows[span]]
-            weights = self.layout.weights(block)
-            out[span] = expert_rows(self.layout, weights, tokens, call.router_weights[span]).float()
+            work = [
+                ExpertWork(block, call.token_rows[spans[e]], call.router_weights[spans[e]])
+                for e, block in blocks.items()
+            ]
+            rows = self.kernel.rows(hidden, work)
+            for expert, share in zip(blocks, rows.split([len(w.token_rows) for w in work]), strict=True):
+                out[spans[expert]] = share
 
         with torch.inference_mode():
             waited_s = self.source.with_experts(call.layer, call.experts, use, deadline)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 
 import grpc
-import torch
 
+from ...kernels.threads import use_threads
 from ...protos.v1.experts_pb2 import ExpertCall, ExpertRows
 from ...protos.v1.experts_pb2_grpc import ExpertsServicer
 from ..core import ModelShape
@@ -49,13 +49,13 @@ class ExpertsService(ExpertsServicer):
     own, because every thread that computes keeps a pool of helper threads.
     """
 
-    def __init__(self, name: str, threads: int, max_waiting: int = MAX_WAITING):
-        """`threads`: cores that a computation may use; `max_waiting`: calls held while one is computed."""
+    def __init__(self, name: str, threads: int, cores: Sequence[int] | None = None, max_waiting: int = MAX_WAITING):
+        """`threads` that compute, pinned to `cores` if given; `max_waiting`: calls held while one is computed."""
         self._name, self._max_waiting = name, max_waiting
         self._serving: _Serving | None = None
         self._places = threading.BoundedSemaphore(max_waiting + 1)
         self._compute_thread = futures.ThreadPoolExecutor(
-            1, thread_name_prefix=f"{name}-compute", initializer=torch.set_num_threads, initargs=(threads,)
+            1, thread_name_prefix=f"{name}-compute", initializer=use_threads, initargs=(threads, cores)
         )
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from ...configs import CpuDeviceConfig
+from ...configs import CpuDeviceConfig, ModelConfig
 from ...errors import UserError
 from ...protos.v1.steps_pb2 import DescribeRequest, PrefetcherDescription
 from ...protos.v1.steps_pb2_grpc import PrefetcherStub
@@ -31,17 +31,17 @@ class StartFailed(UserError, RuntimeError):
     """The worker cannot serve with this configuration; the message says what to change."""
 
 
-def convert_here(target: Path, store_path: Path, progress: Progress) -> None:
+def convert_here(model: ModelConfig, store_path: Path, progress: Progress) -> None:
     """Makes the store that is missing on this machine from this machine's copy of the model.
 
     Raises StartFailed without such a copy, CheckpointError for one that cannot be read, StoreError.
     """
-    if not target.exists():
+    if not model.target.exists():
         raise StartFailed(
-            f"model.target: {target} is not on this machine ({socket.gethostname()}), and neither is its expert store "
-            f"{store_path}: put the model's folder at the same path on every machine"
+            f"model.target: {model.target} is not on this machine ({socket.gethostname()}), and neither is its expert "
+            f"store {store_path}: put the model's folder at the same path on every machine"
         )
-    ensure_store(target, store_path, progress)
+    ensure_store(model.target, store_path, progress, model.store_format, model.expert_scales)
 
 
 def open_source(

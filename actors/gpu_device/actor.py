@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ...configs import Deployment
+from ...kernels.threads import use_threads
 from ...protos.v1.steps_pb2_grpc import add_DeviceServicer_to_server
 from ..loading_actor import LoadingActor
 from ..transport.endpoint import Resolve
@@ -40,7 +39,7 @@ class GpuDeviceActor(LoadingActor):
         super().__init__(name, host, resolve, HANDLER_THREADS)
         self._deployment, self._store_path = deployment, Path(store_path)
         self._prefetcher, self._workers = prefetcher_name, tuple(worker_names)
-        self._service = DeviceService(name, deployment.gpu.threads)
+        self._service = DeviceService(name, deployment.gpu.threads, deployment.gpu.cores)
         self._server.add(add_DeviceServicer_to_server, self._service)
         self._device: Device | None = None
         self._stage = STAGES[0]
@@ -62,7 +61,7 @@ class GpuDeviceActor(LoadingActor):
         self._peers.close()
 
     def _load(self) -> bool:
-        torch.set_num_threads(self._deployment.gpu.threads)
+        use_threads(self._deployment.gpu.threads, self._deployment.gpu.cores)
         self._device = load_device(
             self._deployment,
             self._store_path,

@@ -6,16 +6,16 @@ layer index and no request; the index is kept on the module, the pass in a conte
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
 from torch import nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ...errors import UserError
+from ..prefetcher.families import expert_modules, layer_of
 
 IMPLEMENTATION = "moespac"
 
@@ -26,7 +26,7 @@ _current: ContextVar[LayerExperts] = ContextVar("moespac_layer_experts")
 
 
 class UnsupportedExperts(UserError, ValueError):
-    """The model's routed experts are of a kind that this version cannot compute."""
+    """The model keeps routed experts where they belong to no layer."""
 
 
 def register() -> None:
@@ -44,52 +44,27 @@ def experts_computed_by(compute: LayerExperts) -> Iterator[None]:
         _current.reset(token)
 
 
-def expert_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that hold routed experts: those which transformers lets experts implementations compute."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "_is_expert_parallel")}
-
-
 def detach_experts(model: nn.Module) -> tuple[int, ...]:
     """Takes the routed experts' parameters out of `model` and notes each module's layer; returns the layers.
 
-    To be called while the model is still on the meta device: nothing was allocated, nothing is freed.
+    To be called while the model is still on the meta device: nothing was allocated, nothing is freed. Whether the
+    experts can be computed is not asked here: whoever opens the checkpoint has been told.
     """
     layers = []
     for name, module in expert_modules(model).items():
-        _check_supported(name, module)
+        layer = layer_of(name)
+        if layer is None:
+            raise UnsupportedExperts(f"{name}: cannot tell the layer of these experts from their name")
         for parameter in [n for n, _ in module.named_parameters(recurse=False)]:
             module.register_parameter(parameter, None)
+        for child in [n for n, m in module.named_children() if any(True for _ in m.parameters())]:
+            setattr(module, child, None)  # the norm after each expert
         # Nothing is left in it for transformers to initialise.
         module._is_hf_initialized = True
-        module.moespac_layer = _layer_of(name)
-        layers.append(module.moespac_layer)
+        module.moespac_layer = layer
+        layers.append(layer)
     return tuple(sorted(layers))
 
 
 def _experts_forward(module, hidden, top_k_index, top_k_weights) -> torch.Tensor:
     return _current.get()(module.moespac_layer, hidden, top_k_index, top_k_weights)
-
-
-def _layer_of(module_name: str) -> int:
-    numbers = re.findall(r"\.(\d+)\.", module_name)
-    if len(numbers) != 1:
-        raise UnsupportedExperts(f"{module_name}: cannot tell the layer of these experts from their name")
-    return int(numbers[0])
-
-
-def _check_supported(name: str, module: nn.Module) -> None:
-    lacks = [
-        text
-        for wrong, text in (
-            (not module.has_gate, "experts without a gate"),
-            (module.has_bias, "experts with biases"),
-            (module.has_post_expert_norm, "a norm after each expert"),
-            (type(module)._apply_gate is not _default_apply_gate, "a gate other than act(gate) * up"),
-        )
-        if wrong
-    ]
-    if lacks:
-        raise UnsupportedExperts(
-            f"{name} ({type(module).__name__}) has {' and '.join(lacks)}, which moespac cannot compute yet; "
-            "choose a model whose experts compute down(act(gate(x)) * up(x))"
-        )

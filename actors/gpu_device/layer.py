@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
+import numpy as np
 import torch
 
-from ...kernels.layout import ExpertLayout
-from ...kernels.reference import expert_rows
+from ...kernels.experts import ExpertKernel, ExpertWork
 from ..core import CostSample, ModelShape
 from ..prefetcher.source import ExpertSource
 from .hook import LayerExperts
@@ -21,18 +22,20 @@ Rows = dict[int, torch.Tensor]
 
 
 class LayerExecutor:
-    """Computes the experts that routers ask for. `name`: the device's, for its cost samples."""
+    """Computes the experts that routers ask for."""
 
     def __init__(
         self,
         name: str,
         shape: ModelShape,
-        layout: ExpertLayout,
+        kernel: ExpertKernel,
+        spare_kernel: ExpertKernel,
         slots: ExpertSlots,
         source: ExpertSource,
         workers: Workers | None,
     ):
-        self.name, self.shape, self.layout = name, shape, layout
+        """`name`: the device's, for its cost samples; `kernel`: computes from slots, `spare_kernel` from elsewhere."""
+        self.name, self.shape, self._kernel, self._spare_kernel = name, shape, kernel, spare_kernel
         self.slots, self.source, self._workers = slots, source, workers
 
     def bound_to(self, run: Pass) -> LayerExperts:
@@ -71,7 +74,7 @@ class LayerExecutor:
         if not residents:
             return {}
         start_ns, started = time.time_ns(), time.perf_counter()
-        rows = {e: self._expert(hidden, routing, e, block) for e, block in residents.items()}
+        rows = _compute_with(self._kernel, hidden, routing, residents)
         if hidden.is_cuda:
             # Timings feed the cost model: they must not end while kernels are still queued.
             torch.cuda.current_stream(hidden.device).synchronize()
@@ -86,15 +89,22 @@ class LayerExecutor:
         """Rows of experts that nobody else computed, from host memory: costs time, never tokens."""
         rows: Rows = {}
 
-        def compute(expert: int, block) -> None:
-            weights = torch.from_numpy(block.copy()).to(hidden.device) if hidden.is_cuda else block
-            rows[expert] = self._expert(hidden, routing, expert, weights)
+        def compute(blocks: dict[int, np.ndarray]) -> None:
+            if hidden.is_cuda:
+                here = {e: torch.from_numpy(block.copy()).to(hidden.device) for e, block in blocks.items()}
+            else:
+                here = blocks
+            rows.update(_compute_with(self._spare_kernel, hidden, routing, here))
 
         with run.traced("local experts", f"layer {layer} fallback", experts=len(experts)):
             self.source.with_experts(layer, experts, compute, run.deadline)
         run.fallback_experts += len(experts)
         return rows
 
-    def _expert(self, hidden: torch.Tensor, routing: Routing, expert: int, block) -> torch.Tensor:
-        _, token_rows, weights = routing.pairs[expert]
-        return expert_rows(self.layout, self.layout.weights(block), hidden[token_rows], weights)
+
+def _compute_with(
+    kernel: ExpertKernel, hidden: torch.Tensor, routing: Routing, blocks: Mapping[int, np.ndarray | torch.Tensor]
+) -> Rows:
+    work = [ExpertWork(block, *routing.pairs[e][1:]) for e, block in blocks.items()]
+    rows = kernel.rows(hidden, work)
+    return dict(zip(blocks, rows.split([len(w.token_rows) for w in work]), strict=True))

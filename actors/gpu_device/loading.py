@@ -6,14 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import structlog
 import torch
 
 from ...configs import Deployment, GpuDeviceConfig
 from ...errors import UserError
-from ...kernels.layout import STORED_DTYPES
+from ...kernels.choose import choose_kernel
+from ...kernels.layout import FLOAT_FORMATS
 from ..core import ModelShape
 from ..policy.cost import CostModel
 from ..prefetcher.arena import ArenaElsewhere, ArenaError
@@ -32,6 +34,8 @@ from .same_tokenizer import check_same_tokenizer
 from .sessions import Sessions
 from .slots import ExpertSlots, slots_within
 from .trunk import LoadedModel, load_draft, load_trunk
+
+log = structlog.get_logger()
 
 STAGES = ("trunk", "draft", "weights", "ready")
 ATTACH_PATIENCE_S = 120.0
@@ -74,21 +78,22 @@ def load_device(
     Raises DeviceUnusable, TrunkError, TokenizerMismatch, BudgetTooSmall, CheckpointError, StoreError, ArenaError.
     """
     config, model = deployment.gpu, deployment.model
-    device, dtype = torch_device(config), STORED_DTYPES[model.compute_dtype]
+    device, dtype = torch_device(config), FLOAT_FORMATS[model.compute_dtype]
     with ExitStack() as undo:
         store = ExpertStore.open(store_path)
         undo.callback(store.close)
         shape = store.shape
         # What cannot work is said before anything large is loaded.
         slots_within(config.expert_memory, shape)
-        if open_checkpoint(model.target).shape != shape:
+        # A store's experts may take other bytes than their checkpoint's.
+        if replace(open_checkpoint(model.target).shape, expert_bytes=shape.expert_bytes) != shape:
             raise DeviceUnusable(
                 f"{store_path} holds the experts of another model than {model.target}: convert it again"
             )
         if model.draft is not None:
             check_same_tokenizer(model.target, model.draft)
         entered("trunk")
-        target = load_trunk(model.target, dtype, device)
+        target = load_trunk(model.target, dtype, device, model.trunk_format)
         entered("draft")
         draft = load_draft(model.draft, dtype, device) if model.draft is not None else None
         kv_bytes = bytes_per_token(target) + (bytes_per_token(draft) if draft else 0)
@@ -98,7 +103,10 @@ def load_device(
         slots = ExpertSlots(shape, config.expert_memory, device, _link(config, device, source, shape))
         undo.callback(slots.close)
         calls = Workers(ExpertCaller(peers, store.fingerprint), workers, CostModel(shape.expert_bytes, config.name))
-        executor = LayerExecutor(config.name, shape, store.layout, slots, source, calls)
+        choice = choose_kernel(store.layout, dtype, device, slots.memory)
+        spare = choice if device.type == "cpu" else choose_kernel(store.layout, dtype, device)
+        log.info("expert kernel", actor=config.name, kernel=choice.kernel.name, reason=choice.reason)
+        executor = LayerExecutor(config.name, shape, choice.kernel, spare.kernel, slots, source, calls)
         decoder = Decoder(target, Drafter(draft, target.vocab_size) if draft else None, executor)
         sessions = Sessions(decoder, KvBudget(config.kv_memory, kv_bytes))
         return Device(

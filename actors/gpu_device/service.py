@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import TypeVar
 
 import grpc
-import torch
 
+from ...kernels.threads import use_threads
 from ...protos.v1 import steps_pb2 as pb
 from ...protos.v1.steps_pb2_grpc import DeviceServicer
 from ..core import ExpertKey
@@ -42,14 +42,14 @@ _CODES = {
 class DeviceService(DeviceServicer):
     """Serves a device from `serve` on; before, and after `close`, it answers UNAVAILABLE."""
 
-    def __init__(self, name: str, threads: int):
-        """`threads`: CPU threads for computing."""
+    def __init__(self, name: str, threads: int, cores: Sequence[int] | None = None):
+        """`threads`: CPU threads for computing, pinned to `cores` if given."""
         self._name = name
         self._device: Device | None = None
         self._meter: OverlapMeter | None = None
         # One thread computes: steps take turns, and torch keeps a pool of helpers for each thread that computes.
         self._compute = futures.ThreadPoolExecutor(
-            1, thread_name_prefix=f"{name}-compute", initializer=torch.set_num_threads, initargs=(threads,)
+            1, thread_name_prefix=f"{name}-compute", initializer=use_threads, initargs=(threads, cores)
         )
 
     def serve(self, device: Device) -> None:

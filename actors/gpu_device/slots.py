@@ -94,6 +94,11 @@ class ExpertSlots:
         with self._lock:
             return self._stale_plans
 
+    @property
+    def memory(self) -> torch.Tensor:
+        """All slots, uint8 [slots, slot_bytes]: kernels address experts by their place in it."""
+        return self._memory
+
     def residents(self) -> list[ExpertKey]:
         """Experts that are complete in a slot; the next to be evicted first."""
         with self._lock:
@@ -145,7 +150,7 @@ class ExpertSlots:
         start_ns = time.time_ns()
         good, copied = False, 0
 
-        def copy(_expert: int, block: np.ndarray) -> None:
+        def copy(block: np.ndarray) -> None:
             nonlocal copied
             self._link.move(block, slot, read_last)
             copied = block.nbytes

@@ -11,7 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from ...errors import UserError
 from ..prefetcher.checkpoint import open_checkpoint
+from .attention import use_grouped_attention
 from .hook import IMPLEMENTATION, detach_experts, register
+from .linears import use_kernels
 
 
 class TrunkError(UserError, ValueError):
@@ -31,11 +33,12 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
 
 
-def load_trunk(directory: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+def load_trunk(directory: Path, dtype: torch.dtype, device: torch.device, trunk_format: str = "stored") -> LoadedModel:
     """The target from `directory`, its routed experts left out: they are neither read nor ever allocated.
 
-    Weights are cast to `dtype`. Raises TrunkError where tensors are missing, superfluous or of the wrong shape,
-    CheckpointError where the files are damaged, UnsupportedExperts where the experts' arithmetic is not ours.
+    Weights are cast to `dtype`; on the CPU, those of linear layers are then kept in `trunk_format`. Raises TrunkError
+    where tensors are missing, superfluous, of the wrong shape or beyond `trunk_format`, CheckpointError where the files
+    are damaged, UnsupportedExperts where the experts' arithmetic is not ours.
     """
     checkpoint = open_checkpoint(directory)
     register()
@@ -53,7 +56,7 @@ def load_trunk(directory: Path, dtype: torch.dtype, device: torch.device) -> Loa
             output_loading_info=True,
         )
     _check_complete(model, report, directory)
-    return _ready(model, directory, device)
+    return _ready(model, directory, device, None if trunk_format == "stored" else trunk_format)
 
 
 def load_draft(directory: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
@@ -96,8 +99,14 @@ def _tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _ready(model: PreTrainedModel, directory: Path, device: torch.device) -> LoadedModel:
+def _ready(model: PreTrainedModel, directory: Path, device: torch.device, format: str | None = None) -> LoadedModel:
     model = model.to(device).eval().requires_grad_(False)
+    if device.type == "cpu":
+        try:
+            use_kernels(model, format)
+        except ValueError as error:
+            raise TrunkError(f"{directory}: {error}") from error
+        use_grouped_attention(model)
     config = model.config.get_text_config()
     return LoadedModel(
         model=model,

@@ -2,142 +2,202 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
 import xxhash
+from safetensors import SafetensorError
 
-from .checkpoint import Checkpoint, open_checkpoint, source_fingerprint
-from .store import ExpertStore, StoreError, aligned_buffer
-from .store_format import EXPERTS_FILE, MANIFEST_FILE, Manifest, build_header, digest, stride_of
+from ...errors import UserError
+from ...kernels.layout import FORMATS, GROUP_SIZES, SCALE_DTYPES, ExpertLayout
+from ..core import ExpertKey
+from .checkpoint import Checkpoint, CheckpointError, open_checkpoint, source_fingerprint
+from .expert_blocks import Deviation, NotRepresentable, block_pieces
+from .journal import JOURNAL_FILE, Done, Journal, claims, verified, write_all
+from .partial import clear, growing, put_in_place, sync_directory
+from .store import ExpertStore, StoreError
+from .store_format import (
+    EXPERTS_FILE,
+    MANIFEST_FILE,
+    VERSION,
+    Manifest,
+    OtherVersion,
+    build_header,
+    canonical,
+    digest,
+    stride_of,
+)
+
+__all__ = ["Conversion", "Progress", "UnknownFormat", "convert", "ensure_store", "format_called", "store_path_for"]
+
+ALIASES = {"int4": "int4-g32"}
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
+"""Called with (bytes done, bytes in all), in the format written."""
 
 
-def convert(checkpoint: Path | str, store: Path | str, progress: Progress | None = None) -> None:
+class UnknownFormat(UserError, ValueError):
+    """A format or a type of scales that no kernel knows."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did."""
+
+    layout: ExpertLayout
+    """As stored."""
+    source_format: str
+    experts: int
+    taken_over: int
+    """Of the experts, those that an earlier conversion, ended half-way, had done."""
+    weight_errors: dict[int, float]
+    """By layer: root mean square of the weights' change over that of the weights, from a sample of rows; 0 where
+    nothing was to be changed."""
+
+
+def convert(
+    checkpoint: Path | str,
+    store: Path | str,
+    progress: Progress | None = None,
+    format: str | None = None,
+    scale_dtype: str = "float16",
+) -> Conversion:
     """Writes the routed experts of `checkpoint` to the directory `store`, replacing a store that is there.
 
-    Memory stays bounded by a few experts. The store is written beside its place and renamed when it is complete and on
-    disk, so a crash leaves the old one or none; the next conversion clears up. Raises CheckpointError for the source
-    and StoreError for the target; after either, nothing half-done is left.
+    `format`: None keeps the checkpoint's; else float32, bfloat16 or float16 (rounded to nearest where it has fewer
+    bits), int8, int4-g32 (or int4), int4-g128. `scale_dtype`: of int4's scales, float16 or bfloat16.
+
+    Memory stays bounded by one expert and some rows of it. The store grows beside its place and is renamed when it is
+    complete and on disk, so a crash leaves the old one or none. A conversion that is killed or interrupted leaves what
+    it did, and the next one of the same checkpoint to the same place and format goes on from there; one that fails
+    leaves nothing. Raises CheckpointError for the source, StoreError for the target, UnknownFormat.
     """
-    source = open_checkpoint(checkpoint)
-    with _exclusive(Path(store).absolute()) as partial:
-        _write(source, partial, Path(store).absolute(), progress or (lambda done, total: None))
+    format, scale_dtype = format_called(format), _scales_called(scale_dtype)
+    source, target = open_checkpoint(checkpoint), Path(store).absolute()
+    with growing(target) as partial:
+        return _write(source, _stored(source.layout, format, scale_dtype), partial, target, progress)
 
 
-def store_path_for(checkpoint: Path | str, configured: Path | str | None) -> Path:
-    """Where the store of `checkpoint` is: as configured, else in the user's cache, named by model and fingerprint."""
+def format_called(name: str | None) -> str | None:
+    """The format of that name or alias; None stays None, the checkpoint's own. Raises UnknownFormat."""
+    if name is None or name in FORMATS:
+        return name
+    if name not in ALIASES:
+        raise UnknownFormat(f"no expert format {name!r}: choose one of {', '.join((*FORMATS, *ALIASES))}")
+    return ALIASES[name]
+
+
+def store_path_for(
+    checkpoint: Path | str,
+    configured: Path | str | None,
+    format: str | None = None,
+    scale_dtype: str = "float16",
+) -> Path:
+    """Where the store of `checkpoint` is: as configured, else in the user's cache, named by model, fingerprint, format.
+
+    Raises CheckpointError, UnknownFormat.
+    """
+    format, scale_dtype = format_called(format), _scales_called(scale_dtype)
     if configured is not None:
         return Path(configured).expanduser().absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = Path(checkpoint).resolve().name
-    return cache / "moespac" / "stores" / f"{name}-{source_fingerprint(checkpoint)[:16]}"
+    name = [Path(checkpoint).resolve().name, source_fingerprint(checkpoint)[:16]]
+    if format is not None and format != open_checkpoint(checkpoint).layout.format:
+        name += [format, scale_dtype] if format in GROUP_SIZES else [format]
+    return cache / "moespac" / "stores" / "-".join(name)
 
 
 def ensure_store(
-    checkpoint: Path | str, configured: Path | str | None = None, progress: Progress | None = None
+    checkpoint: Path | str,
+    configured: Path | str | None = None,
+    progress: Progress | None = None,
+    format: str | None = None,
+    scale_dtype: str = "float16",
 ) -> Path:
-    """Path of an intact store of `checkpoint`, converted now if there is none or if it was made from other files.
+    """Path of an intact store of `checkpoint` in the format asked for (see `convert`), converted now if need be.
 
-    Raises StoreCorrupt for a damaged store: a disk that flips bits is something to know of, not to write over.
+    It is where there is none, or one made from other files or in another format; in the cache also where there is one
+    of another version. Raises what `convert` does, and StoreCorrupt for a damaged store: a disk that flips bits is
+    something to know of, not to write over.
     """
-    path = store_path_for(checkpoint, configured)
-    fingerprint = source_fingerprint(checkpoint)
-    if not _made_from(path, fingerprint):
+    path = store_path_for(checkpoint, configured, format, scale_dtype)
+    format, fingerprint = format_called(format), source_fingerprint(checkpoint)
+
+    def made() -> bool:
+        return _is_made(path, fingerprint, format, scale_dtype, cached=configured is None)
+
+    if not made():
         source = open_checkpoint(checkpoint)
-        with _exclusive(path) as partial:
-            if not _made_from(path, fingerprint):  # another process may have converted while this one waited
-                _write(source, partial, path, progress or (lambda done, total: None))
+        with growing(path) as partial:
+            if not made():  # another process may have converted while this one waited
+                _write(source, _stored(source.layout, format, scale_dtype), partial, path, progress)
     return path
 
 
-def _made_from(path: Path, fingerprint: str) -> bool:
+def _scales_called(name: str) -> str:
+    if name not in SCALE_DTYPES:
+        raise UnknownFormat(f"no type of scales {name!r}: choose one of {', '.join(SCALE_DTYPES)}")
+    return name
+
+
+def _stored(source: ExpertLayout, format: str | None, scale_dtype: str) -> ExpertLayout:
+    """The layout to write. Without int4 there is no choice of scales: equal weights must have equal layouts."""
+    return source.stored_as(format or source.format, scale_dtype if format in GROUP_SIZES else source.scale_dtype)
+
+
+def _is_made(path: Path, fingerprint: str, format: str | None, scale_dtype: str, cached: bool) -> bool:
     if not (path / MANIFEST_FILE).exists():
         return False
-    store = ExpertStore.open(path)
     try:
-        return store.manifest.source_fingerprint == fingerprint
-    finally:
-        store.close()
+        store = ExpertStore.open(path)
+    except OtherVersion:
+        if cached:
+            return False
+        raise
+    store.close()
+    manifest = store.manifest
+    wanted = _stored(manifest.layout, format or manifest.source_format, scale_dtype)
+    return manifest.source_fingerprint == fingerprint and manifest.layout == wanted
 
 
-@contextmanager
-def _exclusive(store: Path) -> Iterator[Path]:
-    """An empty directory beside `store` that belongs to this process alone; gone afterwards.
-
-    Waits for another conversion to the same place. The lock is the kernel's, so it dies with its process.
-    """
-    partial = store.with_name(f".{store.name}.partial")
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock_directory(partial)
-    except OSError as error:
-        raise _refused(store, error) from error
-    try:
-        _clear(partial)
-        yield partial
-    except OSError as error:
-        raise _refused(store, error) from error
-    finally:
-        # After success `partial` has been renamed; the lock went with it.
-        if partial.exists() and os.stat(partial).st_ino == os.fstat(lock).st_ino:
-            shutil.rmtree(partial)
-        os.close(lock)
-
-
-def _lock_directory(path: Path) -> int:
-    while True:
-        path.mkdir(exist_ok=True)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        # Whoever held the lock may have renamed or removed the directory that we waited for.
-        if path.exists() and os.stat(path).st_ino == os.fstat(fd).st_ino:
-            return fd
-        os.close(fd)
-
-
-def _clear(directory: Path) -> None:
-    for entry in directory.iterdir():
-        entry.unlink()
-
-
-def _refused(store: Path, error: OSError) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(store, "the disk is full", "free space or set `store` to another disk")
-    return StoreError(store, f"cannot be written ({error})", "set `store` to a directory you may write to")
-
-
-def _write(source: Checkpoint, partial: Path, store: Path, progress: Progress) -> None:
+def _write(
+    source: Checkpoint, layout: ExpertLayout, partial: Path, store: Path, progress: Progress | None
+) -> Conversion:
     if store.exists() and not (store / MANIFEST_FILE).exists() and (not store.is_dir() or any(store.iterdir())):
         raise StoreError(store, "exists and is no expert store", "choose another path")
-    header = build_header(source.shape, source.layout, source.fingerprint)
-    keys, stride, payload = source.shape.keys(), stride_of(source.layout), source.layout.expert_bytes
-    buffer = aligned_buffer(stride)
-    buffer[payload:] = bytes(stride - payload)
-    checksums: list[int] = []
-    progress(0, len(keys) * payload)
-    fd = os.open(partial / EXPERTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    report = progress or (lambda done, total: None)
+    header = build_header(source.shape, layout, source.fingerprint)
+    identity = digest(canonical([VERSION, source.fingerprint, repr(layout), digest(header)]))
+    keys, stride, size = source.shape.keys(), stride_of(layout), layout.expert_bytes
+    claimed = claims(partial, identity)
+    if not claimed:
+        clear(partial)
+    done: dict[int, Done] = {}
+    report(0, len(keys) * size)
+    for kept in verified(partial / EXPERTS_FILE, len(header), stride, size, claimed):
+        done[kept.index] = kept
+        report(len(done) * size, len(keys) * size)
+    taken_over = len(done)
+    fd = os.open(partial / EXPERTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        # Takes the space now: a full disk shows before the work, not after it.
+        # Takes the space now: a full disk shows before the work, not after it. What is not written stays zero.
         os.posix_fallocate(fd, 0, len(header) + len(keys) * stride)
-        _write_all(fd, memoryview(header), 0)
-        for index, key in enumerate(keys):
-            _lay_out(source.expert(key), buffer)
-            checksums.append(xxhash.xxh3_64_intdigest(buffer[:payload]))
-            _write_all(fd, buffer, len(header) + index * stride)
-            progress((index + 1) * payload, len(keys) * payload)
+        write_all(fd, memoryview(header), 0)
+        journal = Journal(partial, fd, identity, done.values())
+        try:
+            for index, key in enumerate(keys):
+                if index not in done:
+                    done[index] = _write_expert(source, layout, key, fd, len(header) + index * stride, index)
+                    journal.add(done[index], size)
+                    report(len(done) * size, len(keys) * size)
+            journal.finish()
+        except KeyboardInterrupt:
+            journal.finish()
+            raise
+        finally:
+            journal.close()
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -145,48 +205,47 @@ def _write(source: Checkpoint, partial: Path, store: Path, progress: Progress) -
         model_name=source.name,
         model_type=source.model_type,
         source_fingerprint=source.fingerprint,
-        shape=source.shape,
-        layout=source.layout,
+        source_format=source.layout.format,
+        shape=replace(source.shape, expert_bytes=size),
+        layout=layout,
         data_offset=len(header),
         header_checksum=digest(header),
-        checksums=tuple(checksums),
+        checksums=tuple(done[index].checksum for index in range(len(keys))),
     )
     with (partial / MANIFEST_FILE).open("wb") as stream:
         stream.write(manifest.to_json())
         stream.flush()
         os.fsync(stream.fileno())
-    _sync_directory(partial)
-    _put_in_place(partial, store)
+    sync_directory(partial)
+    (partial / JOURNAL_FILE).unlink()
+    put_in_place(partial, store)
+    return Conversion(layout, source.layout.format, len(keys), taken_over, _weight_errors(source, done))
 
 
-def _lay_out(parts: tuple[torch.Tensor, ...], buffer: memoryview) -> None:
-    """Gate, up and down rows, one after another."""
-    at = 0
-    for part in parts:
-        data = part.contiguous().flatten().view(torch.uint8).numpy()
-        np.frombuffer(buffer, np.uint8, data.size, at)[:] = data
-        at += data.size
-
-
-def _put_in_place(partial: Path, store: Path) -> None:
-    replaced = store.with_name(f".{store.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if store.exists():
-        store.rename(replaced)
-    partial.rename(store)
-    _sync_directory(store.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _write_expert(source: Checkpoint, layout: ExpertLayout, key: ExpertKey, fd: int, at: int, index: int) -> Done:
+    """Writes one expert's block to `at` in the file `fd`."""
+    state, deviation = xxhash.xxh3_64(), Deviation()
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        parts = source.expert(key)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            source.path, f"layer {key.layer}, expert {key.expert}: cannot be read ({error})", "restore the file"
+        ) from error
+    try:
+        for piece in block_pieces(layout, parts, deviation):
+            state.update(piece)
+            write_all(fd, memoryview(piece), at)
+            at += piece.size
+    except NotRepresentable as error:
+        raise CheckpointError(
+            source.path, f"layer {key.layer}, expert {key.expert}: {error}", "or choose another format of experts"
+        ) from error
+    return Done(index, state.intdigest(), deviation.squared_error, deviation.squared_weights)
 
 
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < data.nbytes:
-        done += os.pwrite(fd, data[done:], offset + done)
+def _weight_errors(source: Checkpoint, done: Mapping[int, Done]) -> dict[int, float]:
+    layers = {layer: Deviation() for layer in source.shape.layer_ids}
+    for index, key in enumerate(source.shape.keys()):
+        layers[key.layer].squared_error += done[index].squared_error
+        layers[key.layer].squared_weights += done[index].squared_weights
+    return {layer: deviation.relative for layer, deviation in layers.items()}

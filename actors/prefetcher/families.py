@@ -12,14 +12,54 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.activations import ACT2FN
 
+from ...kernels.layout import ExpertLayout
+from .arithmetic import Arithmetic, UnknownArithmetic, arithmetic_of
 from .safetensors_files import CheckpointError
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
-_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "top_k_experts")
-_ACTIVATION = ("hidden_act", "hidden_activation", "activation_function")
-_SUPPORTED = "supported are gated experts without biases, gate and up rows concatenated, as in Qwen3-MoE or Mixtral"
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_num_experts_per_tok",
+          "top_k_experts", "moe_k", "num_selected_experts")  # fmt: skip
+_SUPPORTED = "use a model whose routed experts are alike in all layers, such as Qwen3-MoE, DeepSeek or gpt-oss"
+_DEQUANTISED = (
+    "use its bfloat16, float16 or float32 original; of gpt-oss, whose original is MXFP4, one of the bfloat16 copies "
+    "or what transformers saves after loading it with Mxfp4Config(dequantize=True)"
+)
+
+
+@dataclass(frozen=True)
+class ExpertsKind:
+    """What a model's layers of routed experts have in common."""
+
+    n_experts: int
+    hidden_size: int
+    """Of the experts' input: narrower than the model where it projects first."""
+    intermediate_size: int
+    arithmetic: Arithmetic
+    transposed: bool
+    """Fused weights are [experts, inputs, outputs]."""
+    interleaved: bool
+    """Gate and up rows take turns in fused weights."""
+
+    @property
+    def first_rows(self) -> int:
+        """Rows of an expert's first projection."""
+        return self.layout("float32").gate_up_rows
+
+    def layout(self, format: str) -> ExpertLayout:
+        """The experts in a float format, in our own order."""
+        how = self.arithmetic
+        return ExpertLayout(
+            self.hidden_size,
+            self.intermediate_size,
+            format,
+            how.activation,
+            gate=how.gate,
+            gate_limit=how.limit,
+            gate_alpha=how.alpha,
+            bias=how.bias,
+            norm_eps=how.norm_eps,
+        )
 
 
 @dataclass(frozen=True)
@@ -28,12 +68,8 @@ class ExpertsDescription:
 
     model_type: str
     layer_ids: tuple[int, ...]
-    n_experts: int
     top_k: int
-    hidden_size: int
-    intermediate_size: int
-    activation: str
-    """Name in transformers' ACT2FN."""
+    kind: ExpertsKind
 
 
 def read_config(directory: Path) -> PreTrainedConfig:
@@ -53,11 +89,23 @@ def read_config(directory: Path) -> PreTrainedConfig:
         ) from error
 
 
+def expert_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The modules with routed experts by name: those that transformers lets experts implementations compute."""
+    # Set on every instance by the decorator that makes an experts class replaceable.
+    return {name: module for name, module in model.named_modules() if hasattr(module, "is_concatenated")}
+
+
+def layer_of(module_name: str) -> int | None:
+    """The layer that a module belongs to, from its name; None where it belongs to none."""
+    match = _LAYER.search(module_name)
+    return None if match is None else int(match[1])
+
+
 def describe_experts(directory: Path) -> ExpertsDescription:
     """Raises CheckpointError for a model without routed experts, or with experts that cannot be computed here."""
     file, config = directory / "config.json", read_config(directory)
     if getattr(config, "quantization_config", None):
-        raise CheckpointError(file, "the checkpoint is quantised", "use its bfloat16, float16 or float32 original")
+        raise CheckpointError(file, "the checkpoint is quantised", _DEQUANTISED)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -65,54 +113,59 @@ def describe_experts(directory: Path) -> ExpertsDescription:
         raise CheckpointError(
             file, f"model type {config.model_type} is no causal language model ({error})", _SUPPORTED
         ) from error
-    # `is_concatenated` is set on every experts module by the decorator that makes it replaceable.
-    found = [(name, m) for name, m in model.named_modules() if hasattr(m, "is_concatenated")]
+    found = expert_modules(model)
     if not found:
         raise CheckpointError(
             file,
             f"model type {config.model_type} has no routed experts that can be replaced",
             "give a Mixture-of-Experts checkpoint as `target`",
         )
-    layers = {}
-    for name, experts in found:
-        match = _LAYER.search(name)
-        if match is None or int(match[1]) in layers:
+    layers: dict[int, ExpertsKind] = {}
+    for name, experts in found.items():
+        layer = layer_of(name)
+        if layer is None or layer in layers:
             raise CheckpointError(file, f"experts at {name} belong to no layer of their own", _SUPPORTED)
-        layers[int(match[1])] = _one_layer(file, config, name, experts)
-    kinds = set(layers.values())
-    if len(kinds) > 1:
-        raise CheckpointError(file, "layers have experts of different number or shape", _SUPPORTED)
-    n_experts, hidden, inner, activation = kinds.pop()
-    top_k = _first(config, _TOP_K)
+        layers[layer] = describe_module(file, config.model_type, name, experts)
+    first = next(iter(layers))
+    for layer, kind in layers.items():
+        if kind != layers[first]:
+            raise CheckpointError(
+                file,
+                f"experts of layer {layer} differ in number, shape or arithmetic from those of layer {first}",
+                _SUPPORTED,
+            )
+    n_experts = layers[first].n_experts
+    top_k = _first(config.get_text_config(), _TOP_K)
     if not isinstance(top_k, int) or not 1 <= top_k <= n_experts:
         raise CheckpointError(
             file, f"experts per token is {top_k} of {n_experts}", f"set {_TOP_K[0]} to between 1 and {n_experts}"
         )
-    return ExpertsDescription(config.model_type, tuple(sorted(layers)), n_experts, top_k, hidden, inner, activation)
+    return ExpertsDescription(config.model_type, tuple(sorted(layers)), top_k, layers[first])
 
 
-def _one_layer(file: Path, config: PreTrainedConfig, name: str, experts: torch.nn.Module) -> tuple[int, int, int, str]:
-    """(experts, hidden size, intermediate size, activation) of one experts module."""
-    own_gate = type(experts)._apply_gate.__module__ != "transformers.integrations.moe"
-    unsupported = {
-        "biases": experts.has_bias,
-        "transposed weights": experts.is_transposed,
-        "interleaved gate and up rows": not experts.is_concatenated,
-        "no gate": not experts.has_gate,
-        "a norm after each expert": experts.has_post_expert_norm,
-        "a gating function of its own": own_gate,
-    }
-    for what, present in unsupported.items():
-        if present:
-            raise CheckpointError(file, f"experts of {config.model_type} have {what}", _SUPPORTED)
-    parameters = {key: tuple(value.shape) for key, value in experts.named_parameters()}
-    gate_up, down = parameters.get("gate_up_proj"), parameters.get("down_proj")
-    if set(parameters) != {"gate_up_proj", "down_proj"} or gate_up != (down[0], 2 * down[2], down[1]):
-        raise CheckpointError(file, f"{name} has parameters {parameters}", _SUPPORTED)
-    activation = _first(config, _ACTIVATION)
-    if activation not in ACT2FN or type(ACT2FN[activation]) is not type(experts.act_fn):
-        raise CheckpointError(file, f"{name} has activation {experts.act_fn}, the config {activation}", _SUPPORTED)
-    return down[0], down[1], down[2], activation
+def describe_module(file: Path, model_type: str, name: str, experts: torch.nn.Module) -> ExpertsKind:
+    """Of one experts module, called `name`; its parameters may be on the meta device. Raises CheckpointError."""
+    try:
+        arithmetic = arithmetic_of(experts)
+    except UnknownArithmetic as error:
+        raise CheckpointError(
+            file, f"experts of {model_type} ({type(experts).__name__} at {name}) {error}", _SUPPORTED
+        ) from error
+    shapes = {key: tuple(parameter.shape) for key, parameter in experts.named_parameters()}
+    up_name, down = "gate_up_proj" if experts.has_gate else "up_proj", shapes.get("down_proj", ())
+    if len(down) != 3:
+        raise CheckpointError(file, f"{name} has parameters {shapes}", _SUPPORTED)
+    n, hidden, inner = (down[0], down[2], down[1]) if experts.is_transposed else down
+    rows = inner * (2 if experts.has_gate else 1)
+    expected = {up_name: (n, hidden, rows) if experts.is_transposed else (n, rows, hidden), "down_proj": down}
+    if experts.has_bias:
+        expected |= {f"{up_name}_bias": (n, rows), "down_proj_bias": (n, hidden)}
+    if experts.has_post_expert_norm:
+        expected |= {"post_expert_norm.weight": (hidden,)}
+    if shapes != expected:
+        raise CheckpointError(file, f"{name} has parameters {shapes} instead of {expected}", _SUPPORTED)
+    interleaved = experts.has_gate and not experts.is_concatenated
+    return ExpertsKind(n, hidden, inner, arithmetic, experts.is_transposed, interleaved)
 
 
 def _first(config: PreTrainedConfig, names: tuple[str, ...]) -> object:

@@ -26,7 +26,8 @@ REATTACH_S = 1.0
 FRUITLESS_ROUNDS = 3
 """Fetches in a row that granted nothing usable before giving up on the prefetcher."""
 
-Use = Callable[[int, np.ndarray], None]
+Use = Callable[[dict[int, np.ndarray]], None]
+"""Called with experts and their blocks: uint8 [expert_bytes] each, read-only, valid during the call only."""
 
 
 class ExpertSource:
@@ -97,27 +98,22 @@ class ExpertSource:
         """The arena attached now. Another object after a restart of the prefetcher: page-lock it again then."""
         return self._reader()
 
-    def with_resident(self, key: ExpertKey, use: Use) -> bool:
-        """Calls use(expert, block) if the expert is in the arena; False when it is not, or was overwritten meanwhile.
+    def with_resident(self, key: ExpertKey, use: Callable[[np.ndarray], None]) -> bool:
+        """Calls use(block) if the expert is in the arena; False when it is not, or was overwritten meanwhile.
 
-        `block`: uint8 [expert_bytes], read-only, valid during the call only. After False, `use` may have seen
-        rubbish: what it made must not count.
+        `block` as in `Use`. After False, `use` may have seen rubbish: what it made must not count.
         """
-        reader = self._reader()
-        view = reader.view(key)
-        if view is None:
-            return False
-        use(key.expert, view.data)
-        return reader.still_valid(view)
+        return not self._use_residents(key.layer, [key.expert], lambda blocks: use(blocks[key.expert]))
 
     def with_experts(self, layer: int, experts: Sequence[int], use: Use, deadline: float | None = None) -> float:
-        """Calls use(expert, block) for every expert, in any order; returns seconds spent waiting for weights.
+        """Calls `use` until it has had every expert; returns seconds spent waiting for weights.
 
-        Where a block was overwritten during `use`, the call is repeated: `use` must be idempotent and must not fail
-        on rubbish. `deadline`, on `time.monotonic`: no fetch goes on beyond it. Raises ExpertsUnavailable, also when
-        experts are missing at the deadline, or StoreError (StoreCorrupt) when the store is the cause.
+        What is in the arena comes in one call, what has to be fetched in further ones. Where a block was overwritten
+        during `use`, its expert comes again: `use` must be idempotent and must not fail on rubbish. `deadline`, on
+        `time.monotonic`: no fetch goes on beyond it. Raises ExpertsUnavailable, also when experts are missing at the
+        deadline, or StoreError (StoreCorrupt) when the store is the cause.
         """
-        missing = [e for e in experts if not self.with_resident(ExpertKey(layer, e), use)]
+        missing = self._use_residents(layer, experts, use)
         waited, fruitless = 0.0, 0
         while missing:
             left_s = _left_s(deadline, layer, missing)
@@ -147,10 +143,19 @@ class ExpertSource:
         """Ends the threads and lets go of the memory; nothing may be in use."""
         self._close()
 
+    def _use_residents(self, layer: int, experts: Sequence[int], use: Use) -> list[int]:
+        """Uses those that are in the arena; returns the others, and those overwritten meanwhile."""
+        reader = self._reader()
+        views = {e: view for e in experts if (view := reader.view(ExpertKey(layer, e))) is not None}
+        if views:
+            use({e: view.data for e, view in views.items()})
+        return [e for e in experts if e not in views or not reader.still_valid(views[e])]
+
     def _use_granted(self, layer: int, missing: list[int], granted: set[int], use: Use) -> list[int]:
         """Uses what was granted; returns the experts still to be done."""
         reader = self._reader()
-        left = [e for e in missing if e not in granted or not self.with_resident(ExpertKey(layer, e), use)]
+        undone = set(self._use_residents(layer, [e for e in missing if e in granted], use))
+        left = [e for e in missing if e not in granted or e in undone]
         if len(left) == len(missing) and self._wait_newer is not None:
             # Granted by a prefetcher whose arena is not attached here yet.
             self._wait_newer(reader, REATTACH_S)
@@ -168,7 +173,7 @@ class ExpertSource:
                     self._scratch = aligned_buffer(self._store.manifest.stride)
                 self._store.read_into(ExpertKey(layer, expert), self._scratch)
                 waited += time.monotonic() - started
-                use(expert, np.frombuffer(self._scratch, np.uint8, self._store.shape.expert_bytes))
+                use({expert: np.frombuffer(self._scratch, np.uint8, self._store.shape.expert_bytes)})
         return waited
 
 

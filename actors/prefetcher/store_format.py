@@ -4,32 +4,43 @@ A store is a directory of two files:
 
 `experts.safetensors`
     Valid safetensors. The header is padded with spaces so that the data starts on a page; each expert is one
-    contiguous, page-aligned range of `stride` bytes: `layers.<L>.experts.<E>.gate_up` [2·I, H], then
-    `layers.<L>.experts.<E>.down` [H, I], then, where the pages are not filled, `pad.<n>` (safetensors allows no holes).
+    contiguous, page-aligned range of `stride` bytes that holds its parts, `layers.<L>.experts.<E>.<part>`, where
+    `ExpertLayout.parts` says. What is left between parts (64-byte alignment) and after them (pages) are zeros, called
+    `pad.<n>`: safetensors allows no holes.
 `manifest.json`
-    Format version, model, shape, layout, checksums and fingerprints; guarded by a checksum of its own.
+    Format version, model, source, shape, layout, a checksum of each expert and of the header, and the store's
+    fingerprint; guarded by a checksum of its own.
+
+An expert's checksum covers its block without the zeros that fill the last page; nobody reads those as weights.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 
 from ...errors import UserError
-from ...kernels.layout import STORED_DTYPES, ExpertLayout
+from ...kernels.layout import ExpertLayout
 from ..core import ExpertKey, ModelShape
 
 PAGE = 4096
 FORMAT = "moespac-experts"
-VERSION = 1
+VERSION = 2
 EXPERTS_FILE = "experts.safetensors"
 MANIFEST_FILE = "manifest.json"
-SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_SAFETENSORS_DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
 
 
 class StoreError(UserError, RuntimeError):
@@ -55,13 +66,19 @@ class StoreCorrupt(StoreError):
         return type(self), (self.file, self._plain, self.key)
 
 
+class OtherVersion(StoreError):
+    """An intact store that another version of this program made."""
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says. `checksums`: xxh3-64 of each expert's payload, in the order of `shape.keys()`."""
+    """What `manifest.json` says. `checksums`: xxh3-64 of each expert's block, in the order of `shape.keys()`."""
 
     model_name: str
     model_type: str
     source_fingerprint: str
+    source_format: str
+    """Of the checkpoint's experts."""
     shape: ModelShape
     layout: ExpertLayout
     data_offset: int
@@ -81,10 +98,11 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the stored weights: the same whatever the store's path or its model is called."""
+        """Identity of the stored weights: the same whatever files they came from, and wherever they lie."""
         body = self._body()
-        del body["model"], body["source_fingerprint"]
-        return digest(canonical(body))
+        return digest(
+            canonical({name: body[name] for name in ("format", "version", "shape", "layout", "experts_xxh3")})
+        )
 
     def to_json(self) -> bytes:
         body = self._body() | {"fingerprint": self.fingerprint}
@@ -92,23 +110,22 @@ class Manifest:
         return (json.dumps(body, indent=1) + "\n").encode()
 
     def _body(self) -> dict[str, Any]:
-        shape, layout = self.shape, self.layout
+        shape = self.shape
         return {
             "format": FORMAT,
             "version": VERSION,
             "model": {"name": self.model_name, "type": self.model_type},
-            "source_fingerprint": self.source_fingerprint,
+            "source": {"fingerprint": self.source_fingerprint, "format": self.source_format},
             "shape": {
                 "layer_ids": list(shape.layer_ids),
                 "n_experts": shape.n_experts,
                 "top_k": shape.top_k,
             },
-            "layout": {
-                "hidden_size": layout.hidden_size,
-                "intermediate_size": layout.intermediate_size,
-                "dtype": layout.dtype,
-                "activation": layout.activation,
-            },
+            "layout": asdict(self.layout),
+            "parts": [
+                {"name": p.name, "dtype": _SAFETENSORS_DTYPES[p.dtype], "shape": list(p.shape), "offset": p.offset}
+                for p in self.layout.parts
+            ],
             "data_offset": self.data_offset,
             "stride": self.stride,
             "header_xxh3": self.header_checksum,
@@ -117,44 +134,45 @@ class Manifest:
 
     @classmethod
     def from_json(cls, file: Path, text: bytes) -> Manifest:
-        """Raises StoreError for another format or version, StoreCorrupt when the content is damaged."""
+        """Raises OtherVersion for a store of another version, StoreCorrupt when the content is damaged."""
         try:
             body = json.loads(text)
+            checksum = body.pop("checksum")
             found, version = body["format"], body["version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreCorrupt(file, f"not a manifest ({error})") from error
+        if checksum != digest(canonical(body)):
+            raise StoreCorrupt(file, "manifest checksum differs")
         if (found, version) != (FORMAT, VERSION):
-            raise StoreError(
+            raise OtherVersion(
                 file,
                 f"format {found} version {version}, not {FORMAT} version {VERSION}",
                 "convert the checkpoint again",
             )
         try:
-            checksum = body.pop("checksum")
-            if checksum != digest(canonical(body)):
-                raise StoreCorrupt(file, "manifest checksum differs")
             layout = ExpertLayout(**body["layout"])
-            shape = ModelShape(
-                layer_ids=tuple(body["shape"]["layer_ids"]),
-                n_experts=body["shape"]["n_experts"],
-                top_k=body["shape"]["top_k"],
-                hidden_size=layout.hidden_size,
-                intermediate_size=layout.intermediate_size,
-                expert_bytes=layout.expert_bytes,
-            )
             manifest = cls(
                 model_name=body["model"]["name"],
                 model_type=body["model"]["type"],
-                source_fingerprint=body["source_fingerprint"],
-                shape=shape,
+                source_fingerprint=body["source"]["fingerprint"],
+                source_format=body["source"]["format"],
+                shape=ModelShape(
+                    layer_ids=tuple(body["shape"]["layer_ids"]),
+                    n_experts=body["shape"]["n_experts"],
+                    top_k=body["shape"]["top_k"],
+                    hidden_size=layout.hidden_size,
+                    intermediate_size=layout.intermediate_size,
+                    expert_bytes=layout.expert_bytes,
+                ),
                 layout=layout,
                 data_offset=body["data_offset"],
                 header_checksum=body["header_xxh3"],
                 checksums=tuple(int(text, 16) for text in body["experts_xxh3"]),
             )
+            again = manifest.to_json()
         except (ValueError, KeyError, TypeError) as error:
             raise StoreCorrupt(file, f"not a manifest ({error!r})") from error
-        if len(manifest.checksums) != len(shape.keys()) or manifest.fingerprint != body["fingerprint"]:
+        if len(manifest.checksums) != len(manifest.shape.keys()) or again != text:
             raise StoreCorrupt(file, "manifest contradicts itself")
         return manifest
 
@@ -171,24 +189,26 @@ def stride_of(layout: ExpertLayout) -> int:
     return -(-layout.expert_bytes // PAGE) * PAGE
 
 
-def build_header(shape: ModelShape, layout: ExpertLayout, fingerprint: str) -> bytes:
+def build_header(shape: ModelShape, layout: ExpertLayout, source_fingerprint: str) -> bytes:
     """The safetensors header, length field included, padded to whole pages."""
-    dtype, size = SAFETENSORS_DTYPES[layout.dtype], STORED_DTYPES[layout.dtype].itemsize
-    hidden, inner = layout.hidden_size, layout.intermediate_size
-    gate_up, payload, stride = 2 * inner * hidden * size, layout.expert_bytes, stride_of(layout)
     entries: dict[str, Any] = {
-        "__metadata__": {"format": "pt", "store": f"{FORMAT}-{VERSION}", "source_fingerprint": fingerprint}
+        "__metadata__": {"format": "pt", "store": f"{FORMAT}-{VERSION}", "source_fingerprint": source_fingerprint}
     }
+    stride, pads = stride_of(layout), 0
     for index, key in enumerate(shape.keys()):
-        at, name = index * stride, f"layers.{key.layer}.experts.{key.expert}"
-        entries[f"{name}.gate_up"] = _entry(dtype, [2 * inner, hidden], at, at + gate_up)
-        entries[f"{name}.down"] = _entry(dtype, [hidden, inner], at + gate_up, at + payload)
-        if stride > payload:
-            entries[f"pad.{index}"] = _entry("U8", [stride - payload], at + payload, at + stride)
+        start = index * stride
+        ends = [part.offset for part in layout.parts[1:]] + [stride]
+        for part, next_start in zip(layout.parts, ends, strict=True):
+            at, end = start + part.offset, start + part.offset + part.nbytes
+            name = f"layers.{key.layer}.experts.{key.expert}.{part.name}"
+            entries[name] = _entry(_SAFETENSORS_DTYPES[part.dtype], part.shape, at, end)
+            if end < start + next_start:
+                entries[f"pad.{pads}"] = _entry("U8", (start + next_start - end,), end, start + next_start)
+                pads += 1
     text = json.dumps(entries, separators=(",", ":")).encode()
     length = -(-(8 + len(text)) // PAGE) * PAGE - 8
     return length.to_bytes(8, "little") + text.ljust(length, b" ")
 
 
-def _entry(dtype: str, shape: list[int], start: int, end: int) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+def _entry(dtype: str, shape: tuple[int, ...], start: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}

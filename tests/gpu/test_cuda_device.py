@@ -38,7 +38,11 @@ def test_slots_hold_what_the_store_holds(models):
             with device.slots.pinned(key.layer, [key.expert]) as residents:
                 in_slot = residents[key.expert][: device.shape.expert_bytes].cpu().numpy()
             seen = []
-            device.source.with_experts(key.layer, [key.expert], lambda _e, block, into=seen: into.append(block.copy()))
+
+            def use(blocks, into=seen):
+                into.extend(block.copy() for block in blocks.values())
+
+            device.source.with_experts(key.layer, [key.expert], use)
             np.testing.assert_array_equal(in_slot, seen[-1])
         device.slots.check_integrity()
 

@@ -29,6 +29,8 @@ from moespac.actors.prefetcher.store import ExpertStore
 from moespac.actors.transport.calls import ExpertCaller
 from moespac.actors.transport.endpoint import Endpoint
 from moespac.actors.transport.peers import Peers
+from moespac.kernels.choose import choose_kernel
+from moespac.kernels.experts import ExpertKernel
 
 CPU = torch.device("cpu")
 SPARE_POSITIONS = 16
@@ -145,8 +147,12 @@ def rig(
     workers: Sequence[Endpoint] = (),
     clock: Callable[[], float] = time.monotonic,
     device: torch.device = CPU,
+    kernel: ExpertKernel | None = None,
 ) -> Iterator[Rig]:
-    """A device of `checkpoint` whose experts come from `store`, nothing resident yet. `clock`: of workers' back-off."""
+    """A device of `checkpoint` whose experts come from `store`, nothing resident yet.
+
+    `clock`: of workers' back-off; `kernel`: of experts, the fastest if None.
+    """
     target = load_trunk(checkpoint, torch.float32, device)
     drafter = Drafter(load_draft(draft, torch.float32, device), target.vocab_size) if draft else None
     opened = ExpertStore.open(store)
@@ -159,11 +165,13 @@ def rig(
     peers = Peers(known.__getitem__)
     caller = ExpertCaller(peers, opened.fingerprint, clock=clock)
     calls = Workers(caller, tuple(known), CostModel(shape.expert_bytes, "gpu-0"))
-    executor = LayerExecutor("gpu-0", shape, opened.layout, slots, source, calls)
+    kernel = choose_kernel(opened.layout, torch.float32, device, slots.memory).kernel if kernel is None else kernel
+    spare = choose_kernel(opened.layout, torch.float32, device).kernel if cuda else kernel
+    executor = LayerExecutor("gpu-0", shape, kernel, spare, slots, source, calls)
     try:
         # Fills take experts from the arena only; this waits until every one is there.
         for layer in shape.layer_ids:
-            source.with_experts(layer, range(shape.n_experts), lambda _expert, _block: None)
+            source.with_experts(layer, range(shape.n_experts), lambda _blocks: None)
         yield Rig(shape, source, slots, Decoder(target, drafter, executor))
     finally:
         source.close()

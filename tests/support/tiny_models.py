@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -45,7 +47,7 @@ def _widen_router(model, scale: float) -> None:
     # Freshly initialised routers are almost flat: near-ties would make the choice of experts a matter of rounding.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("mlp.gate.weight"):
+            if name.endswith(("mlp.gate.weight", "mlp.router.weight")):
                 parameter.mul_(scale)
 
 
@@ -127,5 +129,35 @@ def make_deepseek_v2(path: Path, seed: int = 2, dtype: torch.dtype = torch.bfloa
         "pad_token_id": 0,
     }
     model = DeepseekV2ForCausalLM(DeepseekV2Config(**(settings | config)))
+    _widen_router(model, 4.0)
+    return _save(model, path, dtype)
+
+
+def make_gpt_oss(path: Path, seed: int = 3, dtype: torch.dtype = torch.bfloat16, **config) -> Path:
+    """A gpt-oss target: interleaved and transposed experts with biases and clamps; 2 layers, 8 experts, top-2."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 16,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "swiglu_limit": 0.5,
+        "max_position_embeddings": 256,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "initializer_range": 0.3,
+        "eos_token_id": 0,
+        "bos_token_id": None,
+        "pad_token_id": 0,
+    }
+    model = GptOssForCausalLM(GptOssConfig(**(settings | config)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("_bias"):
+                parameter.normal_(0, 0.3)  # fresh ones are zero, and would hide that they are forgotten
     _widen_router(model, 4.0)
     return _save(model, path, dtype)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -75,6 +76,7 @@ def worker_process(store: Path) -> Iterator[tuple[subprocess.Popen, Endpoint]]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # the address alone goes to stdout
     with worker(Path(sys.argv[1])) as running:
         print(running.endpoint().address, flush=True)
         sys.stdin.read()  # until the parent closes it, or dies

@@ -71,7 +71,7 @@ def test_a_deployment_fit_to_start(folder, capsys):
     assert "fit to start" in capsys.readouterr().out
     uses = {what: (value, remark) for what, value, remark in check(file).uses}
     assert uses["gpu-0: slots"] == ("36 KiB", f"{36 * 1024 // EXPERT_BYTES} of 24 experts (50%)")
-    assert uses["experts"][1] == "3 KiB each"
+    assert uses["experts"][1] == "3 KiB each, stored"
     assert uses["expert store"] == (str(folder / "store"), "to be converted at the first start")
     assert sorted(folder.rglob("*")) == before
 

@@ -40,7 +40,7 @@ def test_it_measures(diagnosis):
 
 def test_it_says_what_will_be_used_and_why(diagnosis):
     uses = {use["what"]: use for use in diagnosis[1]["uses"]}
-    assert uses.keys() >= {"compute device", "CPU arithmetic", "threads", "link"}
+    assert uses.keys() >= {"compute device", "CPU kernels", "threads", "link"}
     assert all(use["value"] and use["why"] for use in uses.values())
 
 

@@ -89,6 +89,19 @@ MISTAKES = {
         "prefetcher's memory", "remove memory"),
     "no threads": (
         "    name: cpu-0\n    threads: 0", "    name: cpu-0", 13, "devices[1].threads", "0", "at least 1", "CPU"),
+    "expert format": (
+        "  draft: draft\n  expert_format: int4", "  draft: draft", 5, "model.expert_format", "'int4'",
+        "none of the choices", "int4-g32, int4-g128"),
+    "quantised trunk on a GPU": (
+        "  draft: draft\n  trunk_format: int8\ndevices:\n  - kind: gpu\n    name: gpu-0\n    torch_device: cuda:0",
+        GOOD[GOOD.index("  draft: draft") : GOOD.index("\n    expert_memory")], 5, "model.trunk_format", "'int8'",
+        "computed on cuda:0", "stored"),
+    "fewer cores than threads": (
+        "    name: cpu-0\n    threads: 2\n    cores: [3]", "    name: cpu-0", 14, "devices[1].cores", "",
+        "1 cores for 2 threads", "as many different cores"),
+    "a core twice": (
+        "    name: cpu-0\n    threads: 2\n    cores: [3, 3]", "    name: cpu-0", 14, "devices[1].cores", "",
+        "1 cores for 2 threads", "as many different cores"),
     "resource of Ray's own": (
         "    name: cpu-0\n    placement: CPU", "    name: cpu-0", 13, "devices[1].placement", "'CPU'",
         "Ray defines itself", "moespac-worker"),

@@ -17,6 +17,7 @@ from moespac.actors.prefetcher.store import ExpertStore
 from moespac.actors.transport.calls import ExpertCaller
 from moespac.actors.transport.endpoint import Endpoint, PeerUnknown
 from moespac.actors.transport.peers import Peers
+from moespac.configs import ModelConfig
 
 
 class Names:
@@ -134,7 +135,7 @@ def test_on_another_host_memory_of_its_own_is_needed_and_used(store_path) -> Non
             open_source(deployment(arena="shared", memory=None).workers[0], *arguments)
         source = open_source(deployment(arena="auto", memory=2**20).workers[0], *arguments)
         used = []
-        source.with_experts(0, [0, 5], lambda expert, block: used.append(expert))
+        source.with_experts(0, [0, 5], used.extend)
         assert set(used) == {0, 5}
         assert store.bytes_read > 0
         source.close()
@@ -185,7 +186,7 @@ def test_conversion_is_seen_and_ends_with_the_actor(store_path, tmp_path) -> Non
     finally:
         actor.stop()
     with pytest.raises(StartFailed, match="stopped while starting"):
-        convert_here(store_path.parent / "target", tmp_path / "store", actor._converting)
+        convert_here(ModelConfig(target=store_path.parent / "target"), tmp_path / "store", actor._converting)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ from moespac.actors.prefetcher.store import ExpertStore
 from moespac.actors.transport.peers import open_channel
 from moespac.actors.transport.server import ActorServer
 from moespac.actors.transport.wire import decode_rows, encode_call
+from moespac.kernels.reference import TorchExperts
 from moespac.protos.v1.experts_pb2 import ExpertCall
 from moespac.protos.v1.experts_pb2_grpc import ExpertsStub, add_ExpertsServicer_to_server
 
@@ -56,7 +57,11 @@ def serving(store: ExpertStore, source, max_waiting: int = 2):
     server = ActorServer("cpu-0", threads=service.handler_threads)
     server.add(add_ExpertsServicer_to_server, service)
     if source is not None:
-        service.serve(ExpertComputer(source, store.layout, torch.float32), store.fingerprint, store.shape)
+        service.serve(
+            ExpertComputer(source, TorchExperts(store.layout, torch.float32), torch.float32),
+            store.fingerprint,
+            store.shape,
+        )
     with open_channel(server.start()) as channel:
         yield ExpertsStub(channel)
     server.stop(0)

@@ -1,4 +1,4 @@
-"""A small real checkpoint and its store: made once, copied by those who damage them."""
+"""A small real checkpoint and its stores: made once, copied by those who damage them."""
 
 import shutil
 
@@ -17,10 +17,22 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def store_path(checkpoint, tmp_path_factory):
-    path = tmp_path_factory.mktemp("stores") / "tiny"
-    convert(checkpoint, path)
-    return path
+def stores(checkpoint, tmp_path_factory):
+    """Gives the path of `checkpoint`'s store in a format (None: its own)."""
+    made = {}
+
+    def store_in(format=None, scale_dtype="float16"):
+        if (format, scale_dtype) not in made:
+            path = made[format, scale_dtype] = tmp_path_factory.mktemp("stores") / "tiny"
+            convert(checkpoint, path, None, format, scale_dtype)
+        return made[format, scale_dtype]
+
+    return store_in
+
+
+@pytest.fixture(scope="session")
+def store_path(stores):
+    return stores()
 
 
 @pytest.fixture

@@ -55,9 +55,10 @@ def assert_same_experts(checkpoint, model):
     oracle = experts_of(model)
     assert checkpoint.shape.layer_ids == tuple(sorted(oracle))
     for key in checkpoint.shape.keys():  # noqa: SIM118
-        gate, up, down = checkpoint.expert(key)
-        assert torch.equal(torch.cat([gate, up]), oracle[key.layer].gate_up_proj[key.expert])
-        assert torch.equal(down, oracle[key.layer].down_proj[key.expert])
+        parts = checkpoint.expert(key)
+        assert set(parts) == {"gate_up", "down"}
+        assert torch.equal(parts["gate_up"], oracle[key.layer].gate_up_proj[key.expert])
+        assert torch.equal(parts["down"], oracle[key.layer].down_proj[key.expert])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,7 +70,7 @@ def test_families_give_the_experts_that_transformers_loads(family, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     assert any(tensor.endswith(name) for tensor in tensors), "transformers saves this family under other names now"
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert checkpoint.layout.dtype == "float16"
+    assert checkpoint.layout.format == "float16"
     assert (checkpoint.shape.n_experts, checkpoint.shape.top_k) == (4, 2)
     assert_same_experts(checkpoint, loaded)
     trunk = dict(checkpoint.trunk_tensors())
@@ -106,7 +107,7 @@ def test_opening_reads_headers_only(checkpoint):
     opened = open_checkpoint(checkpoint)
     assert opened.shape.layer_ids == (0, 1, 2)
     assert (opened.shape.n_experts, opened.shape.top_k, opened.shape.expert_bytes) == (8, 2, 3 * 32 * 16 * 2)
-    assert (opened.layout.dtype, opened.layout.activation, opened.model_type) == ("bfloat16", "silu", "qwen3_moe")
+    assert (opened.layout.format, opened.layout.activation, opened.model_type) == ("bfloat16", "silu", "qwen3_moe")
     with pytest.raises(KeyError):
         opened.expert(ExpertKey(3, 0))
 
@@ -229,6 +230,12 @@ def test_unsupported_type(copy):
 def test_expert_bias(copy):
     name = "model.layers.0.mlp.experts.0.gate_proj.bias"
     edit_tensors(copy, lambda tensors: tensors.update({name: torch.zeros(16, dtype=torch.bfloat16)}))
+    assert f"{name} is not part of an expert of qwen3_moe" in refusal(copy)
+
+
+def test_packed_experts(copy):
+    name = "model.layers.0.mlp.experts.0.gate_proj.qweight"
+    edit_tensors(copy, lambda tensors: tensors.update({name: torch.zeros(16, dtype=torch.bfloat16)}))
     assert f"{name} is of no known expert layout" in refusal(copy)
 
 
@@ -241,9 +248,10 @@ def test_dense_model(tmp_path):
     assert "has no routed experts" in refusal(make_qwen3_dense(tmp_path))
 
 
-def test_gpt_oss_is_refused_for_what_it_is(tmp_path):
+def test_gpt_oss_in_mxfp4_is_refused_with_a_remedy(tmp_path):
     transformers.GptOssConfig(num_hidden_layers=2).save_pretrained(tmp_path)
-    assert "experts of gpt_oss have biases" in refusal(tmp_path)
+    edit_config(tmp_path, quantization_config={"quant_method": "mxfp4"})
+    assert "quantised" in (message := refusal(tmp_path)) and "Mxfp4Config(dequantize=True)" in message
 
 
 # ---- fingerprints ----------------------------------------------------------------------------------------------

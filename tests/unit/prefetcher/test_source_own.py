@@ -13,7 +13,9 @@ STRIDE = 4096
 
 def read_layer(source, layer, experts):
     found = {}
-    waited = source.with_experts(layer, experts, lambda e, block: found.__setitem__(e, bytes(block)))
+    waited = source.with_experts(
+        layer, experts, lambda blocks: found.update((e, bytes(block)) for e, block in blocks.items())
+    )
     return found, waited
 
 
@@ -38,12 +40,12 @@ def test_block_overwritten_during_use_is_used_again(store, payloads):
     read_layer(source, 0, [0])
     seen = []
 
-    def use(expert, block):
+    def use(blocks):
         if not seen:
             thief = threading.Thread(target=read_layer, args=(source, 2, [5]))
             thief.start()
             thief.join()
-        seen.append(bytes(block))
+        seen.append(bytes(blocks[0]))
 
     source.with_experts(0, [0], use)
     assert seen == [payloads[ExpertKey(2, 5)], payloads[ExpertKey(0, 0)]]
@@ -53,16 +55,16 @@ def test_block_overwritten_during_use_is_used_again(store, payloads):
 def test_with_resident_notices_too(store):
     source = ExpertSource.own(store, STRIDE)
     read_layer(source, 0, [0])
-    assert source.with_resident(ExpertKey(0, 0), lambda e, block: None)
-    assert not source.with_resident(ExpertKey(0, 1), lambda e, block: pytest.fail("absent, yet used"))
-    assert not source.with_resident(ExpertKey(0, 0), lambda e, block: read_layer(source, 0, [1]))
+    assert source.with_resident(ExpertKey(0, 0), lambda block: None)
+    assert not source.with_resident(ExpertKey(0, 1), lambda block: pytest.fail("absent, yet used"))
+    assert not source.with_resident(ExpertKey(0, 0), lambda block: read_layer(source, 0, [1]))
     source.close()
 
 
 def test_error_in_use_is_the_callers_and_leaves_no_lease(store):
     source = ExpertSource.own(store, STRIDE)
 
-    def fail(expert, block):
+    def fail(blocks):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -79,7 +81,7 @@ def test_damaged_expert_is_never_shown(damaged_store):
     source = ExpertSource.own(store, 24 * STRIDE)
     used = []
     with pytest.raises(StoreCorrupt, match="layer 2, expert 7"):
-        source.with_experts(2, [6, 7], lambda e, block: used.append(e))
+        source.with_experts(2, [6, 7], used.extend)
     assert used == [6]
     source.close()
 
@@ -88,7 +90,7 @@ def test_closed_source_refuses(store):
     source = ExpertSource.own(store, STRIDE)
     source.close()
     with pytest.raises(ExpertsUnavailable):
-        source.with_experts(0, [0], lambda e, block: None)
+        source.with_experts(0, [0], lambda blocks: None)
 
 
 def test_a_deadline_that_has_passed_is_no_time_to_fetch(store):
@@ -96,7 +98,7 @@ def test_a_deadline_that_has_passed_is_no_time_to_fetch(store):
     read_layer(source, 0, [0])
     read, used, passed = store.bytes_read, [], time.monotonic()
     with pytest.raises(ExpertsUnavailable, match=r"layer 0, experts \[1\]: .* deadline"):
-        source.with_experts(0, [0, 1], lambda e, block: used.append(e), passed)
+        source.with_experts(0, [0, 1], used.extend, passed)
     # What is there needs no time.
     assert (used, store.bytes_read) == ([0], read)
     source.close()
@@ -113,6 +115,6 @@ def test_after_the_deadline_nothing_is_read_from_the_store_either(store):
 
     source = ExpertSource(lambda: own.arena, fetch, store=store)
     with pytest.raises(ExpertsUnavailable, match="deadline"):
-        source.with_experts(0, [1], lambda e, block: pytest.fail("too late"), time.monotonic() + 0.05)
+        source.with_experts(0, [1], lambda blocks: pytest.fail("too late"), time.monotonic() + 0.05)
     assert store.bytes_read == read
     own.close()

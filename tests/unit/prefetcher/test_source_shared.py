@@ -93,9 +93,11 @@ def attached(running, shape, store=None):
 def read_all(source, shape):
     found = {}
     for layer in shape.layer_ids:
-        source.with_experts(
-            layer, range(shape.n_experts), lambda e, block, at=layer: found.__setitem__(ExpertKey(at, e), bytes(block))
-        )
+
+        def use(blocks, at=layer):
+            found.update((ExpertKey(at, e), bytes(block)) for e, block in blocks.items())
+
+        source.with_experts(layer, range(shape.n_experts), use)
     return found
 
 
@@ -134,7 +136,7 @@ def test_no_fetch_goes_on_beyond_the_deadline(two_blocks, store):
     lease = stub.Fetch(pb.FetchRequest(layer=2, expert_ids=[0, 1], hold_s=60), timeout=10).lease
     used, started = [], time.monotonic()
     with attached(two_blocks, store.shape) as source, pytest.raises(ExpertsUnavailable):
-        source.with_experts(0, [0], lambda e, block: used.append(e), started + 0.5)
+        source.with_experts(0, [0], used.extend, started + 0.5)
     assert 0.4 < time.monotonic() - started < 5 and not used
     stub.Release(pb.ReleaseRequest(lease=lease), timeout=5)
     peers.close()
@@ -167,10 +169,10 @@ def test_killed_during_use(running, store, payloads):
     running.start(blocks=3)
     found = {}
 
-    def use(expert, block):
+    def use(blocks):
         if not found:
             running.kill()
-        found[expert] = bytes(block)
+        found.update((e, bytes(block)) for e, block in blocks.items())
 
     with attached(running, store.shape, store) as source:
         source.with_experts(1, range(8), use)
