@@ -1,5 +1,5 @@
 """Attention, norms and router of a layer in a decode turn: transformers' eager modules against the same with our
-linear kernels.
+linear kernels and attention.
 
     python tests/benchmarks/trunk_layer.py [--threads 2] [--trunk-format stored] [--json]
 
@@ -22,9 +22,10 @@ import torch
 from transformers import Cache, DynamicCache, Qwen3MoeConfig, Qwen3MoeModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRotaryEmbedding
 
+from moespac.actors.gpu_device.attention import use_grouped_attention
 from moespac.actors.gpu_device.hook import IMPLEMENTATION, detach_experts, experts_computed_by, register
 from moespac.actors.gpu_device.linears import use_kernels
-from moespac.kernels.cpu.library import unavailable
+from moespac.kernels.cpu import library
 
 LAYERS, CACHED = 28, 256
 TOKENS = (1, 8)
@@ -45,17 +46,19 @@ SHAPE = {
 
 def measure(threads: int = 2, trunk_format: str = "stored") -> dict[str, object]:
     """All figures by name; without our library, one that says why."""
-    reason = unavailable()
+    reason = library.unavailable()
     if reason is not None:
         return {"trunk": f"not measured: {reason}"}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    library.configure(threads)
     try:
         eager = make_model()
         # Both have the same weights in memory: of 1 GB, none is left in a cache from one pass to the next.
         shared = {id(tensor): tensor for tensor in [*eager.parameters(), *eager.buffers()]}
         ours = deepcopy(eager, shared)
         use_kernels(ours, None if trunk_format == "stored" else trunk_format)
+        use_grouped_attention(ours)
         weight_bytes = sum(p.nbytes for p in eager.layers.parameters())
         result: dict[str, object] = {"threads": threads, "weights_gb": round(weight_bytes / 1e9, 2)}
         for tokens in TOKENS:
@@ -112,7 +115,7 @@ def one_pass(model: Qwen3MoeModel, hidden: torch.Tensor, cache: Cache) -> float:
     started = time.perf_counter()
     model(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
     took = time.perf_counter() - started
-    cache.crop(CACHED)
+    cache.crop(-hidden.shape[1])
     return took
 
 
