@@ -29,11 +29,17 @@ class Interrupts:
     @contextmanager
     def held(self) -> Iterator[None]:
         """A signal within the block raises at its end: for what cannot be undone when it is broken off half-way."""
-        self._holding = True
+        self._holding, take = True, signal.signal
+
+        def leave_ours(number, handler):
+            # Ray's handler for SIGTERM raises within Ray, where that may be swallowed.
+            return signal.getsignal(number) if number in SIGNALS else take(number, handler)
+
+        signal.signal = leave_ours
         try:
             yield
         finally:
-            self._holding = False
+            signal.signal, self._holding = take, False
             self.install()
         if self._came:
             self._came = False
