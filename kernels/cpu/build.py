@@ -23,6 +23,7 @@ COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 UNITS: tuple[tuple[str, str, list[str]], ...] = (
     ("experts", "experts.cpp", []),
+    ("attention", "attention.cpp", []),
     ("isa", "isa.cpp", []),
     ("pool", "pool.cpp", []),
     ("stream", "stream.cpp", []),

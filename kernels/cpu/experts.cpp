@@ -5,6 +5,7 @@
 #include <cmath>
 #include <new>
 
+#include "exponential.h"
 #include "isa.h"
 #include "operands.h"
 #include "pool.h"
@@ -13,22 +14,17 @@ using namespace moespac;
 
 namespace {
 
-// Weights that a thread takes at a time: large enough to stream, small enough to share out evenly.
-constexpr int64_t kChunkBytes = 128 * 1024;
-
-struct Locked {
-  Locked() { lock(); }
-  ~Locked() { unlock(); }
-};
+// Weights that a thread takes at a time: as much as streams well, yet enough pieces to share out evenly.
+constexpr int64_t kMostChunkBytes = 512 * 1024, kLeastChunkBytes = 64 * 1024, kChunksAThread = 8;
 
 float activate(int32_t activation, float x) {
   switch (activation) {
-    case kSilu: return x / (1 + std::exp(-x));
+    case kSilu: return x / (1 + exponential(-x));
     case kGelu: return 0.5f * x * (1 + std::erf(x * 0.70710678118654752f));
     case kGeluTanh: return 0.5f * x * (1 + std::tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
     case kRelu: return std::fmax(x, 0.f);
     case kRelu2: return std::fmax(x, 0.f) * std::fmax(x, 0.f);
-    case kSigmoid: return 1 / (1 + std::exp(-x));
+    case kSigmoid: return 1 / (1 + exponential(-x));
     case kTanh: return std::tanh(x);
     default: return x;
   }
@@ -44,24 +40,18 @@ float gated(const MoeLayout& layout, float g, float u) {
     case kClampedSigmoid: {
       g = std::fmin(g, limit);
       u = std::fmin(std::fmax(u, -limit), limit);
-      return (u + 1) * (g / (1 + std::exp(-layout.gate_alpha * g)));
+      return (u + 1) * (g / (1 + exponential(-layout.gate_alpha * g)));
     }
     default: return activate(layout.activation, g) * u;
   }
 }
 
-// A format's row kernel and the operand that it wants.
-struct Chosen {
-  MoeRows rows;
-  MoeOperand operand;
-};
-
-Chosen choose(int32_t isa, int32_t format, int32_t compute) {
-  if (isa < 0 || isa >= kIsas || format < 0 || format >= kFormats || !(moespac_isas() >> isa & 1)) return {};
-  const MoeKernels* kernels = moespac_kernels(isa);
-  if (compute == kComputeBF16 && kernels->rows_bf16[format] != nullptr)
-    return {kernels->rows_bf16[format], kernels->operand_bf16[format]};
-  return {kernels->rows[format], kOperandF32};
+// up = gated(gate, up), element by element. The usual gate is written out: vectors, not calls.
+void gated(const MoeLayout& layout, const float* __restrict gate, float* __restrict up, int64_t n) {
+  if (layout.gate == kGlu && layout.activation == kSilu)
+    for (int64_t i = 0; i < n; ++i) up[i] *= gate[i] / (1 + exponential(-gate[i]));
+  else
+    for (int64_t i = 0; i < n; ++i) up[i] = gated(layout, gate[i], up[i]);
 }
 
 MoeMatrix matrix(int32_t format, int32_t scales_are_bf16, const uint8_t* weight, const uint8_t* scales,
@@ -73,8 +63,11 @@ MoeMatrix matrix(int32_t format, int32_t scales_are_bf16, const uint8_t* weight,
           int4 ? (columns + group - 1) / group : 1, scales_are_bf16};
 }
 
-int64_t rows_a_chunk(const MoeMatrix& matrix) {
-  return std::max<int64_t>(8, kChunkBytes / std::max<int64_t>(1, matrix.row_bytes) / 8 * 8);
+// `rows`: of this matrix and all others of the call together, on `threads` threads.
+int64_t rows_a_chunk(const MoeMatrix& matrix, int64_t rows, int threads) {
+  const int64_t even = rows * matrix.row_bytes / (threads * kChunksAThread);
+  const int64_t bytes = std::min(kMostChunkBytes, std::max(kLeastChunkBytes, even));
+  return std::max<int64_t>(8, bytes / std::max<int64_t>(1, matrix.row_bytes) / 8 * 8);
 }
 
 const uint8_t* part(const uint8_t* block, int64_t offset) { return offset < 0 ? nullptr : block + offset; }
@@ -84,15 +77,17 @@ struct Work {
   MoeExpert expert;
   MoeMatrix gate_up, down;
   const float *gate_up_bias, *down_bias, *norm;
-  Operands hidden;
-  std::vector<const void*> inner;  // operand of each token for the down projection
-  int64_t first_row;               // of its rows in the output
+  std::vector<const void*> hidden, inner;  // operand of each token for up and down projections
+  int64_t first_row;                       // of its rows in the output
 };
 
 struct Call {
   MoeLayout layout;
-  Chosen chosen;
+  MoeChosen chosen;
   std::vector<Work> work;
+  Operands hidden;
+  std::vector<int64_t> tokens;   // whose operands are to be made
+  std::vector<uint8_t> wanted;   // [T]: some expert wants the token
   std::vector<float> floats;     // act(g) * u, [rows, inner]
   std::vector<uint8_t> operands; // the same as the row kernel wants it
   int64_t inner_bytes, chunks_up, rows_up, chunks_down, rows_down, total;
@@ -111,24 +106,29 @@ void up_chunk(void* context, int64_t index) {
   float *gate = products.data(), *up = gate + m * n;
   const bool has_gate = layout.gate != kNoGate;
   const int64_t up_at = has_gate ? layout.inner : 0;
-  if (has_gate) call.chosen.rows(work.gate_up, first, last, work.hidden.pointers(), m, gate, n);
-  call.chosen.rows(work.gate_up, up_at + first, up_at + last, work.hidden.pointers(), m, up, n);
-  const float* bias = work.gate_up_bias;
+  if (has_gate) call.chosen.rows(work.gate_up, first, last, work.hidden.data(), m, gate, n);
+  call.chosen.rows(work.gate_up, up_at + first, up_at + last, work.hidden.data(), m, up, n);
+  if (const float* bias = work.gate_up_bias; bias != nullptr)
+    for (int64_t t = 0; t < m; ++t)
+      for (int64_t i = 0; i < n; ++i) {
+        if (has_gate) gate[t * n + i] += bias[first + i];
+        up[t * n + i] += bias[up_at + first + i];
+      }
+  gated(layout, gate, up, m * n);
   for (int64_t t = 0; t < m; ++t) {
     const int64_t row = work.first_row + t;
-    for (int64_t i = 0; i < n; ++i) {
-      float g = has_gate ? gate[t * n + i] : 0, u = up[t * n + i];
-      if (bias != nullptr) {
-        if (has_gate) g += bias[first + i];
-        u += bias[up_at + first + i];
-      }
-      const float value = gated(layout, g, u);
-      if (call.chosen.operand == kOperandBF16)
-        reinterpret_cast<uint16_t*>(call.aligned + row * call.inner_bytes)[first + i] = to_bf16(value);
-      else
-        call.floats[row * layout.inner + first + i] = value;
+    if (call.chosen.operand == kOperandBF16) {
+      auto* to = reinterpret_cast<uint16_t*>(call.aligned + row * call.inner_bytes) + first;
+      for (int64_t i = 0; i < n; ++i) to[i] = to_bf16(up[t * n + i]);
+    } else {
+      std::memcpy(call.floats.data() + row * layout.inner + first, up + t * n, n * sizeof(float));
     }
   }
+}
+
+void hidden_operand(void* context, int64_t index) {
+  Call& call = *static_cast<Call*>(context);
+  call.hidden.make(call.tokens[index]);
 }
 
 void operand_row(void* context, int64_t row) {
@@ -170,9 +170,13 @@ void norm_expert(void* context, int64_t index) {
   }
 }
 
-void prepare(Call& call, int32_t compute, const void* hidden, const MoeExpert* experts, int64_t n) {
+// False where a token's row lies outside of the hidden states.
+bool prepare(Call& call, int32_t compute, const void* hidden, int64_t tokens, const MoeExpert* experts, int64_t n) {
   const MoeLayout& layout = call.layout;
   const int64_t inner = layout.inner;
+  call.hidden.prepare(call.chosen.operand, compute, hidden, tokens, layout.hidden);
+  call.wanted.assign(tokens, 0);
+  call.tokens.clear();
   call.work.resize(n);
   call.total = 0;
   for (int64_t e = 0; e < n; ++e) {
@@ -188,7 +192,14 @@ void prepare(Call& call, int32_t compute, const void* hidden, const MoeExpert* e
     work.down_bias = floats(layout.down_bias);
     work.norm = floats(layout.norm);
     work.first_row = call.total;
-    work.hidden.gather(call.chosen.operand, compute, hidden, experts[e].token_rows, experts[e].m, layout.hidden);
+    work.hidden.resize(experts[e].m);
+    for (int64_t t = 0; t < experts[e].m; ++t) {
+      const int64_t token = experts[e].token_rows[t];
+      if (token < 0 || token >= tokens) return false;
+      if (!call.hidden.as_they_are() && !call.wanted[token]) call.tokens.push_back(token);
+      call.wanted[token] = 1;
+      work.hidden[t] = call.hidden.of(token);
+    }
     call.total += experts[e].m;
   }
   call.inner_bytes = operand_bytes(call.chosen.operand, inner);
@@ -203,21 +214,25 @@ void prepare(Call& call, int32_t compute, const void* hidden, const MoeExpert* e
                                                          : call.aligned + row * call.inner_bytes;
     }
   }
-  call.rows_up = rows_a_chunk(call.work[0].gate_up);
+  call.rows_up = rows_a_chunk(call.work[0].gate_up, n * inner, pool_size());
   call.chunks_up = (inner + call.rows_up - 1) / call.rows_up;
-  call.rows_down = rows_a_chunk(call.work[0].down);
+  call.rows_down = rows_a_chunk(call.work[0].down, n * layout.hidden, pool_size());
   call.chunks_down = (layout.hidden + call.rows_down - 1) / call.rows_down;
+  return true;
 }
 
 struct Linear {
-  Chosen chosen;
+  MoeChosen chosen;
   MoeMatrix matrix;
   Operands x;
+  std::vector<const void*> tokens;
   int64_t rows, rows_a_chunk, m;
   int32_t compute;
   const float* bias;
   void* y;
 };
+
+void linear_operand(void* context, int64_t token) { static_cast<Linear*>(context)->x.make(token); }
 
 void linear_chunk(void* context, int64_t index) {
   Linear& call = *static_cast<Linear*>(context);
@@ -232,7 +247,7 @@ void linear_chunk(void* context, int64_t index) {
     y = products.data();
     ldy = n;
   }
-  call.chosen.rows(call.matrix, first, last, call.x.pointers(), call.m, y, ldy);
+  call.chosen.rows(call.matrix, first, last, call.tokens.data(), call.m, y, ldy);
   for (int64_t t = 0; t < call.m; ++t)
     for (int64_t i = 0; i < n; ++i) {
       if (call.bias != nullptr) y[t * ldy + i] += call.bias[first + i];
@@ -248,8 +263,8 @@ int32_t moespac_configure(int32_t threads, const int32_t* cpus) { return configu
 int32_t moespac_threads() { return threads(); }
 
 int32_t moespac_experts(int32_t isa, const MoeLayout* layout, int32_t compute, const void* hidden,
-                        const MoeExpert* experts, int64_t n, float* out) {
-  const Chosen chosen = choose(isa, layout->format, compute);
+                        int64_t tokens, const MoeExpert* experts, int64_t n, float* out) {
+  const MoeChosen chosen = moespac_choose(isa, layout->format, compute);
   if (chosen.rows == nullptr) return ENOTSUP;
   if (n < 1) return 0;
   Locked held;
@@ -258,10 +273,11 @@ int32_t moespac_experts(int32_t isa, const MoeLayout* layout, int32_t compute, c
     call.layout = *layout;
     call.chosen = chosen;
     call.out = out;
-    prepare(call, compute, hidden, experts, n);
+    if (!prepare(call, compute, hidden, tokens, experts, n)) return ERANGE;
   } catch (const std::bad_alloc&) {
     return ENOMEM;
   }
+  run(static_cast<int64_t>(call.tokens.size()), hidden_operand, &call);
   run(n * call.chunks_up, up_chunk, &call);
   if (chosen.operand == kOperandQ8 || chosen.operand == kOperandQ8Runs) run(call.total, operand_row, &call);
   run(n * call.chunks_down, down_chunk, &call);
@@ -272,7 +288,7 @@ int32_t moespac_experts(int32_t isa, const MoeLayout* layout, int32_t compute, c
 int32_t moespac_linear(int32_t isa, int32_t format, int32_t scales_are_bf16, const void* weight, const void* scales,
                        int64_t rows, int64_t columns, int32_t compute, const void* x, int64_t m, const float* bias,
                        void* y) {
-  const Chosen chosen = choose(isa, format, compute);
+  const MoeChosen chosen = moespac_choose(isa, format, compute);
   if (chosen.rows == nullptr) return ENOTSUP;
   Locked held;
   static Linear call;
@@ -280,16 +296,19 @@ int32_t moespac_linear(int32_t isa, int32_t format, int32_t scales_are_bf16, con
     call.chosen = chosen;
     call.matrix = matrix(format, scales_are_bf16, static_cast<const uint8_t*>(weight),
                          static_cast<const uint8_t*>(scales), columns);
-    call.x.gather(chosen.operand, compute, x, nullptr, m, columns);
+    call.x.prepare(chosen.operand, compute, x, m, columns);
+    call.tokens.resize(m);
+    for (int64_t t = 0; t < m; ++t) call.tokens[t] = call.x.of(t);
   } catch (const std::bad_alloc&) {
     return ENOMEM;
   }
   call.rows = rows;
-  call.rows_a_chunk = rows_a_chunk(call.matrix);
+  call.rows_a_chunk = rows_a_chunk(call.matrix, rows, pool_size());
   call.m = m;
   call.compute = compute;
   call.bias = bias;
   call.y = y;
+  if (!call.x.as_they_are()) run(m, linear_operand, &call);
   run((rows + call.rows_a_chunk - 1) / call.rows_a_chunk, linear_chunk, &call);
   return 0;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Sequence
 from functools import cache
 
@@ -94,8 +95,6 @@ class CpuExperts:
             if weights.dtype != torch.float32 or not weights.is_contiguous():
                 kept.append(weights := weights.float().contiguous())
             count = rows.numel()
-            if count and not 0 <= int(rows.min()) <= int(rows.max()) < len(hidden):
-                raise ValueError("token_rows: a row lies outside the hidden states of the call")
             if weights.numel() != count:
                 raise ValueError(f"router_weights: {weights.numel()} for {count} token_rows: one each")
             tensor = isinstance(block, torch.Tensor)
@@ -105,17 +104,19 @@ class CpuExperts:
             numbers += (at, rows.data_ptr(), weights.data_ptr(), count)
             total += count
         out = torch.empty(total, self.layout.hidden_size, dtype=torch.float32)
-        library.check(
-            self._call(
-                self._isa,
-                self._layer_at,
-                library.COMPUTE[self.compute_dtype],
-                hidden.data_ptr(),
-                self._array(len(work))(*numbers),
-                len(work),
-                out.data_ptr(),
-            )
+        status = self._call(
+            self._isa,
+            self._layer_at,
+            library.COMPUTE[self.compute_dtype],
+            hidden.data_ptr(),
+            len(hidden),
+            self._array(len(work))(*numbers),
+            len(work),
+            out.data_ptr(),
         )
+        if status == errno.ERANGE:
+            raise ValueError(f"token_rows: a row lies outside the call's {len(hidden)} hidden states")
+        library.check(status)
         return out
 
 

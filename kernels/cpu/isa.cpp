@@ -63,3 +63,11 @@ uint32_t moespac_isas() {
   }();
   return found;
 }
+
+MoeChosen moespac_choose(int32_t isa, int32_t format, int32_t compute) {
+  if (isa < 0 || isa >= kIsas || format < 0 || format >= kFormats || !(moespac_isas() >> isa & 1)) return {};
+  const MoeKernels* kernels = moespac_kernels(isa);
+  if (compute == kComputeBF16 && kernels->rows_bf16[format] != nullptr)
+    return {kernels->rows_bf16[format], kernels->operand_bf16[format]};
+  return {kernels->rows[format], kOperandF32};
+}

@@ -10,7 +10,7 @@
 namespace {
 
 struct Vectors {
-  static constexpr int kLanes = 8, kRowsAlone = 8, kRows = 2;
+  static constexpr int kLanes = 8, kRows = 2;
   using Floats = __m256;
   static Floats zero() { return _mm256_setzero_ps(); }
   static Floats load(const float* p) { return _mm256_loadu_ps(p); }
@@ -29,7 +29,13 @@ struct Vectors {
   }
   static float half(uint16_t bits) { return _cvtsh_ss(bits); }
   static Floats scaled(Floats a, float s) { return _mm256_mul_ps(a, _mm256_set1_ps(s)); }
+  static Floats same(float s) { return _mm256_set1_ps(s); }
+  static void store(float* p, Floats a) { _mm256_storeu_ps(p, a); }
   static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  template <int N>
+  static void sums(const Floats* a, float* out) {
+    for (int i = 0; i < N; ++i) out[i] = sum(a[i]);
+  }
   static float sum(Floats a) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));

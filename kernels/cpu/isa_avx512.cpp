@@ -11,7 +11,7 @@
 namespace {
 
 struct Vectors {
-  static constexpr int kLanes = 16, kRowsAlone = 8, kRows = 4;
+  static constexpr int kLanes = 16, kRows = 4;
   using Floats = __m512;
   static Floats zero() { return _mm512_setzero_ps(); }
   static Floats load(const float* p) { return _mm512_loadu_ps(p); }
@@ -34,8 +34,31 @@ struct Vectors {
   }
   static float half(uint16_t bits) { return _cvtsh_ss(bits); }
   static Floats scaled(Floats a, float s) { return _mm512_mul_ps(a, _mm512_set1_ps(s)); }
+  static Floats same(float s) { return _mm512_set1_ps(s); }
+  static void store(float* p, Floats a) { _mm512_storeu_ps(p, a); }
   static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-  static float sum(Floats a) { return _mm512_reduce_add_ps(a); }
+  // Sums of each vector's lanes: halves are added, then quarters, pairs, and the last two, four vectors at a time.
+  template <int N>
+  static void sums(const Floats* a, float* out) {
+    if constexpr (N == 1) {
+      const __m512 four[] = {a[0], zero(), zero(), zero()};
+      out[0] = _mm_cvtss_f32(sums_of_four(four));
+    } else if constexpr (N == 2) {
+      const __m512 four[] = {a[0], a[1], zero(), zero()};
+      _mm_storel_pi(reinterpret_cast<__m64*>(out), sums_of_four(four));
+    } else {
+      for (int i = 0; i < N; i += 4) _mm_storeu_ps(out + i, sums_of_four(a + i));
+    }
+  }
+  static __m128 sums_of_four(const __m512* a) {
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a[0], a[1], 0x44), _mm512_shuffle_f32x4(a[0], a[1], 0xee));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(a[2], a[3], 0x44), _mm512_shuffle_f32x4(a[2], a[3], 0xee));
+    __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
+    return _mm512_castps512_ps128(
+        _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), all));
+  }
 };
 
 #if defined(__AVX512BF16__)
@@ -43,7 +66,8 @@ struct Vectors {
 struct PairsBF16 {
   static constexpr int64_t kStep = 32;
   static constexpr int kBits = 16;
-  static constexpr int kRowsAlone = 8, kRows = 4;
+  static constexpr int kRows = 4;
+  static constexpr bool kAddsKeepUp = true;
   using Acc = __m512;
   using Weights = __m512bh;
   using Operand = __m512bh;
@@ -53,7 +77,7 @@ struct PairsBF16 {
   static Row row(const MoeMatrix& matrix, int64_t r) {
     return {reinterpret_cast<const uint16_t*>(matrix.weight + r * matrix.row_bytes)};
   }
-  static Acc zero() { return _mm512_setzero_ps(); }
+  static Acc start(const void*) { return _mm512_setzero_ps(); }
   static __m512bh load(const uint16_t* p) { return (__m512bh)_mm512_loadu_si512(p); }
   static __m512bh load_tail(const uint16_t* p, int64_t n) {
     return (__m512bh)_mm512_maskz_loadu_epi16((__mmask32)((uint64_t{1} << n) - 1), p);
@@ -65,7 +89,11 @@ struct PairsBF16 {
     return load_tail(static_cast<const uint16_t*>(x) + k, n);
   }
   static Acc add(Acc acc, Weights w, Operand x) { return _mm512_dpbf16_ps(acc, w, x); }
-  static float sum(const Row&, Acc acc) { return _mm512_reduce_add_ps(acc); }
+  template <int N>
+  static void sums(const Acc* acc, float* out) {
+    Vectors::sums<N>(acc, out);
+  }
+  static float finish(const Row&, float sum) { return sum; }
 };
 
 #endif
@@ -75,17 +103,18 @@ struct PairsBF16 {
 struct BytesQ8 {
   static constexpr int64_t kStep = 64;
   static constexpr int kBits = 8;
-  static constexpr int kRowsAlone = 8, kRows = 4;
+  static constexpr int kRows = 4;
+  static constexpr bool kAddsKeepUp = true;
   using Acc = __m512;
   using Weights = __m512i;
   struct Operand {
-    __m512i q, start;
+    __m512i q;
     __m512 scale;
   };
   using Row = Int8Format<Vectors>::Row;
   static Row row(const MoeMatrix& matrix, int64_t r) { return Int8Format<Vectors>::row(matrix, r); }
-  static Acc zero() { return _mm512_setzero_ps(); }
-  // The instruction wants one side unsigned: weights plus 128, made up for by the operand's `start`.
+  static Acc start(const void* x) { return _mm512_loadu_ps(x); }
+  // The instruction wants one side unsigned: weights plus 128, made up for by what additions start from.
   static Weights weights(const Row& row, int64_t k) {
     return _mm512_xor_si512(_mm512_loadu_si512(row.w + k), _mm512_set1_epi8(-128));
   }
@@ -94,21 +123,26 @@ struct BytesQ8 {
     return _mm512_xor_si512(w, _mm512_set1_epi8(-128));
   }
   static Operand operand(const void* x, int64_t k) {
-    const auto* record = static_cast<const MoeQ8*>(x) + k / kStep;
-    return {_mm512_loadu_si512(record->q), _mm512_loadu_si512(record->start), _mm512_loadu_ps(record->scale)};
+    const auto* record = reinterpret_cast<const MoeQ8*>(static_cast<const uint8_t*>(x) + kStartBytes) + k / kStep;
+    return {_mm512_loadu_si512(record->q), _mm512_loadu_ps(record->scale)};
   }
   static Operand operand_tail(const void* x, int64_t k, int64_t) { return operand(x, k); }
   static Acc add(Acc acc, Weights w, const Operand& x) {
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(x.start, w, x.q)), x.scale, acc);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x.q)), x.scale, acc);
   }
-  static float sum(const Row& row, Acc acc) { return _mm512_reduce_add_ps(acc) * row.scale; }
+  template <int N>
+  static void sums(const Acc* acc, float* out) {
+    Vectors::sums<N>(acc, out);
+  }
+  static float finish(const Row& row, float sum) { return sum * row.scale; }
 };
 
 template <int Group>
 struct NibblesQ8 {
   static constexpr int64_t kStep = 128;
   static constexpr int kBits = 4;
-  static constexpr int kRowsAlone = 8, kRows = 4;
+  static constexpr int kRows = 4;
+  static constexpr bool kAddsKeepUp = true;
   using Acc = __m512;
   struct Weights {
     __m512i low, high;
@@ -129,7 +163,7 @@ struct NibblesQ8 {
             reinterpret_cast<const uint16_t*>(matrix.scales) + r * matrix.scales_per_row, matrix.scales_per_row,
             matrix.scales_are_bf16 != 0};
   }
-  static Acc zero() { return _mm512_setzero_ps(); }
+  static Acc start(const void*) { return _mm512_setzero_ps(); }
   static __m512 widened(const Row& row, __m128i bits) {
     return row.bf16 ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_castsi128_si256(bits)), 16))
                     : _mm512_castps128_ps512(_mm_cvtph_ps(bits));
@@ -167,7 +201,11 @@ struct NibblesQ8 {
     const __m512i sums = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(x.start, w.low, x.low), w.high, x.high);
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(w.scale, x.scale), acc);
   }
-  static float sum(const Row&, Acc acc) { return _mm512_reduce_add_ps(acc); }
+  template <int N>
+  static void sums(const Acc* acc, float* out) {
+    Vectors::sums<N>(acc, out);
+  }
+  static float finish(const Row&, float sum) { return sum; }
 };
 
 #endif

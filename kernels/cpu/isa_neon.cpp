@@ -10,7 +10,7 @@
 namespace {
 
 struct Vectors {
-  static constexpr int kLanes = 8, kRowsAlone = 4, kRows = 2;
+  static constexpr int kLanes = 8, kRows = 2;
   struct Floats {
     float32x4_t low, high;
   };
@@ -37,8 +37,17 @@ struct Vectors {
   }
   static float half(uint16_t bits) { return half_to_float(bits); }
   static Floats scaled(Floats a, float s) { return {vmulq_n_f32(a.low, s), vmulq_n_f32(a.high, s)}; }
+  static Floats same(float s) { return {vdupq_n_f32(s), vdupq_n_f32(s)}; }
+  static void store(float* p, Floats a) {
+    vst1q_f32(p, a.low);
+    vst1q_f32(p + 4, a.high);
+  }
   static Floats fma(Floats a, Floats b, Floats c) {
     return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
+  }
+  template <int N>
+  static void sums(const Floats* a, float* out) {
+    for (int i = 0; i < N; ++i) out[i] = sum(a[i]);
   }
   static float sum(Floats a) { return vaddvq_f32(vaddq_f32(a.low, a.high)); }
 };

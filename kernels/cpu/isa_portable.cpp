@@ -7,7 +7,7 @@
 namespace {
 
 struct Vectors {
-  static constexpr int kLanes = 8, kRowsAlone = 2, kRows = 2;
+  static constexpr int kLanes = 8, kRows = 2;
   struct Floats {
     float v[kLanes];
   };
@@ -42,9 +42,19 @@ struct Vectors {
     for (int i = 0; i < kLanes; ++i) a.v[i] *= s;
     return a;
   }
+  static Floats same(float s) {
+    Floats out;
+    for (float& lane : out.v) lane = s;
+    return out;
+  }
+  static void store(float* p, const Floats& a) { std::memcpy(p, a.v, sizeof(a.v)); }
   static Floats fma(const Floats& a, const Floats& b, Floats c) {
     for (int i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
     return c;
+  }
+  template <int N>
+  static void sums(const Floats* a, float* out) {
+    for (int i = 0; i < N; ++i) out[i] = sum(a[i]);
   }
   static float sum(const Floats& a) {
     return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7]));

@@ -13,7 +13,7 @@ import torch
 from ...errors import UserError
 from .build import HERE, LIBRARY, digest, sources
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """As in abi.h."""
 ISAS = ("portable", "avx2", "avx512", "avx512-vnni", "avx512-bf16", "neon")
 """By their numbers in isa.h; of those that one CPU has, a later one is faster."""
@@ -51,11 +51,12 @@ def load() -> ctypes.CDLL:
         raise LibraryError(f"{path} is older than its C++ sources: {REMEDY}")
     pointer, long, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     library.moespac_isas.restype = ctypes.c_uint32
-    library.moespac_experts.argtypes = (integer, pointer, integer, pointer, pointer, long, pointer)
+    library.moespac_experts.argtypes = (integer, pointer, integer, pointer, long, pointer, long, pointer)
     library.moespac_linear.argtypes = (
         *(integer, integer, integer, pointer, pointer, long, long),
         *(integer, pointer, long, pointer, pointer),
     )
+    library.moespac_attention.argtypes = (integer, pointer)
     library.moespac_read.argtypes = (pointer, long, integer)
     library.moespac_read.restype = long
     library.moespac_configure.argtypes = (integer, pointer)

@@ -135,6 +135,8 @@ int threads() {
   return current()->size;
 }
 
+int pool_size() { return current()->size; }
+
 void lock() { calls.lock(); }
 void unlock() { calls.unlock(); }
 
