@@ -1,12 +1,14 @@
-"""Attention of few tokens without copies of the KV cache: heads that share keys are multiplied as rows of one matrix.
+"""Attention of few tokens without copies of the KV cache, which eager transformers repeats for every query head.
 
-Eager transformers repeats keys and values for every query head, then multiplies. Here the same products are formed,
-scaled, masked and rounded in the same order; only the shape of the matrix products differs.
+On the CPU our kernel computes it in float32, rounding only the result. Elsewhere, and where the kernel does not run,
+heads that share keys are multiplied as rows of one matrix: the same products, scaled, masked and rounded in the same
+order.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from types import CodeType
 
 import torch
@@ -14,6 +16,9 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3_moe.modeling_qwen3_moe import eager_attention_forward, repeat_kv
+
+from ...kernels.cpu import library
+from ...kernels.cpu.attention import attention, suits
 
 IMPLEMENTATION = "moespac_grouped"
 MOST_TOKENS = 16
@@ -46,15 +51,18 @@ def grouped_attention(
     scaling: float,
     dropout: float = 0.0,
     **kwargs: object,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output [B, T, heads, V] and weights [B, heads, T, S] of `query` [B, heads, T, D] over `key` [B, kv heads, S, D].
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Output [B, T, heads, V] of `query` [B, heads, T, D] over `key` [B, kv heads, S, D], `value` [B, kv heads, S, V].
 
-    `value` [B, kv heads, S, V]; `attention_mask` is added to the scores, [B or 1, 1, T, S] or None.
+    `attention_mask` is added to the scores, [B or 1, 1, T, S] or None. Also the weights, [B, heads, T, S]; None where
+    the kernel computes, which does not keep them.
     """
     batch, heads, tokens, _ = query.shape
     alike = attention_mask is None or attention_mask.shape[1] == 1
     if tokens > MOST_TOKENS or dropout or not alike:
         return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+    if suits(query, key, value, attention_mask) and _kernel_runs():
+        return attention(query, key, value, attention_mask, scaling), None
     kv_heads, positions = key.shape[1:3]
     # Query heads that share keys are neighbours.
     rows = query.reshape(batch, kv_heads, -1, query.shape[-1])
@@ -65,6 +73,11 @@ def grouped_attention(
     output = torch.matmul(weights.view(batch, kv_heads, -1, positions), value)
     output = output.view(batch, heads, tokens, -1).transpose(1, 2).contiguous()
     return output, weights.view(batch, heads, tokens, positions)
+
+
+@cache
+def _kernel_runs() -> bool:
+    return library.unavailable() is None
 
 
 def _same_code(one, other) -> bool:

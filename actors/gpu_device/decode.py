@@ -74,8 +74,9 @@ class Decoder:
 
     def open(self, request_id: str, tokens: Sequence[int], reserved_tokens: int, sampling: Sampling) -> Session:
         """A session that has computed nothing yet."""
-        draft_cache = RequestCache(self.drafter.model) if self.drafter else None
-        return Session(request_id, list(tokens), reserved_tokens, sampling, RequestCache(self.target), draft_cache)
+        draft_cache = RequestCache(self.drafter.model, reserved_tokens) if self.drafter else None
+        target_cache = RequestCache(self.target, reserved_tokens)
+        return Session(request_id, list(tokens), reserved_tokens, sampling, target_cache, draft_cache)
 
     @torch.inference_mode()
     def step(self, session: Session, gamma: int, prefill_chunk: int, run: Pass) -> StepResult:
@@ -129,7 +130,7 @@ class Decoder:
     def _forward(self, session: Session, tokens: Sequence[int], keep: int, run: Pass) -> np.ndarray:
         """Logits of the last `keep` of `tokens`, float32 [keep, V]; the cache has grown by all of them."""
         ids = torch.tensor([tokens], device=self.target.device)
-        run.tokens = len(tokens)
+        run.tokens, run.token_ids = len(tokens), tuple(tokens)
         with run.traced("trunk", f"pass of {len(tokens)}"), experts_computed_by(self.executor.bound_to(run)):
             out = self.target.model(
                 ids, past_key_values=session.target_cache.cache, use_cache=True, logits_to_keep=keep

@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
+from .growing_cache import grow_in_place
 from .hook import experts_computed_by
 from .trunk import LoadedModel
 
@@ -24,8 +25,12 @@ class CacheUnsupported(ValueError):
 class RequestCache:
     """One request's cache in one model: the state after its first `length` tokens."""
 
-    def __init__(self, model: LoadedModel):
+    def __init__(self, model: LoadedModel, positions: int | None = None):
+        """`positions`: what it may grow to, taken at once; None: it grows by copying."""
         self.cache = DynamicCache(config=model.model.config)
+        self.positions = positions
+        if positions is not None:
+            grow_in_place(self.cache, positions)
         # Sliding windows forget what a rollback needs unless told to keep it until the next one.
         self.cache.activate_past_recording()
         self.length = 0

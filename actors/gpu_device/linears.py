@@ -1,7 +1,7 @@
-"""The trunk's linear layers through the CPU kernels: a decode turn has few tokens, and reads every weight for them.
+"""The trunk's linear layers and routers through the CPU kernels: a decode turn reads every weight for few tokens.
 
 torch serves many tokens well and few tokens badly. The layers stay the modules that transformers made, with their
-names and parameters; only their forward changes.
+names and parameters; only how they multiply changes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ...kernels.cpu.library import unavailable
+from ...kernels.cpu import library
 from ...kernels.cpu.linear import PackedLinear
 from ...kernels.quantise import quantise
 from .hook import expert_modules
@@ -51,6 +51,22 @@ class QuantisedLinear(KernelLinear):
         return torch.cat([self.packed(piece) for piece in pieces]).view(*input.shape[:-1], self.out_features)
 
 
+class PackedWeight(nn.Parameter):
+    """A weight that a module multiplies with itself, as routers do: `F.linear` of few tokens goes to `packed`."""
+
+    packed: PackedLinear | None = None
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear and not kwargs and len(args) == 2 and not torch.is_grad_enabled():
+            x, weight = args
+            packed = getattr(weight, "packed", None)
+            if packed is not None and x.dtype is weight.dtype and x.numel() <= FEW_TOKENS * packed.in_features:
+                return packed(x.contiguous())
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
 def use_kernels(model: PreTrainedModel, format: str | None) -> int:
     """Makes the linear layers of `model`, on the CPU, compute through our kernels; returns how many.
 
@@ -60,7 +76,7 @@ def use_kernels(model: PreTrainedModel, format: str | None) -> int:
     and all where the library does not run, stay torch's. Raises ValueError, naming the layer, for weights that
     `format` cannot hold.
     """
-    reason = unavailable()
+    reason = library.unavailable()
     if reason is not None:
         log.info("linear layers stay torch's", model=type(model).__name__, reason=reason)
         return 0
@@ -68,8 +84,13 @@ def use_kernels(model: PreTrainedModel, format: str | None) -> int:
     beside_experts = {name.rpartition(".")[0] for name in expert_modules(model)}
     swapped = 0
     for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.dtype not in DTYPES or weight.device.type != "cpu":
+            continue
         # Subclasses have a forward of their own.
-        if type(module) is not nn.Linear or module.weight.dtype not in DTYPES or module.weight.device.type != "cpu":
+        if type(module) is not nn.Linear:
+            if name.rpartition(".")[0] in beside_experts and weight.dim() == 2:
+                _pack_weight(module)
             continue
         if format is None or uses[id(module.weight)] > 1 or name.rpartition(".")[0] in beside_experts:
             module.packed = PackedLinear(module.weight.detach(), _detached(module.bias))
@@ -77,7 +98,30 @@ def use_kernels(model: PreTrainedModel, format: str | None) -> int:
         else:
             _quantise(name, module, format)
         swapped += 1
+    if swapped:
+        model.register_forward_pre_hook(_leave_cores_to_kernels, with_kwargs=True)
+        model.register_forward_hook(_give_cores_back, always_call=True)
     return swapped
+
+
+def _leave_cores_to_kernels(model: nn.Module, args: tuple, kwargs: dict) -> None:
+    """What torch has left to do for few tokens is small, and its idle threads would spin on the kernels' cores."""
+    given = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
+    few = given is not None and given.shape[:2].numel() <= FEW_TOKENS
+    model.moespac_threads = torch.get_num_threads() if few else None
+    if few:
+        torch.set_num_threads(1)
+
+
+def _give_cores_back(model: nn.Module, *_) -> None:
+    if model.moespac_threads is not None:
+        torch.set_num_threads(model.moespac_threads)
+
+
+def _pack_weight(module: nn.Module) -> None:
+    packed = PackedLinear(module.weight.detach())
+    module.weight = torch.Tensor._make_subclass(PackedWeight, module.weight.detach(), False)
+    module.weight.packed = packed
 
 
 def _quantise(name: str, module: nn.Linear, format: str) -> None:

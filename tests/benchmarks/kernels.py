@@ -1,6 +1,6 @@
 """The CPU kernels against the memory's bandwidth and torch, at the shape of Qwen3-30B-A3B's experts.
 
-    python tests/benchmarks/kernels.py [--threads 2] [--json]
+    python tests/benchmarks/kernels.py [--threads 2] [--only experts|trunk|gpu] [--trunk-format stored] [--json]
 
 Experts of 2048 x 768 in memory, far more than the caches hold, each used once a sweep, eight a call, M tokens each.
 Sweeps of all contenders take turns. `*_stream`: bytes of weights per second over those of the best of several loops
@@ -131,6 +131,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2, help="threads of kernels and torch (2)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--only", choices=("experts", "trunk", "gpu"), help="one part of the three")
+    parser.add_argument("--trunk-format", default="stored", choices=("stored", "int8", "int4-g32", "int4-g128"))
     options = parser.parse_args()
     reason = library.unavailable()
     result: dict[str, object] = {
@@ -140,8 +142,13 @@ def main() -> None:
         "torch": torch.__version__,
         "system": platform.platform(),
     }
-    result |= {"experts": f"not measured: {reason}"} if reason else measure(options.threads)
-    result |= trunk_layer.measure(options.threads) | gpu_kernels.measure()
+    wanted = {options.only} if options.only else {"experts", "trunk", "gpu"}
+    if "experts" in wanted:
+        result |= {"experts": f"not measured: {reason}"} if reason else measure(options.threads)
+    if "trunk" in wanted:
+        result |= trunk_layer.measure(options.threads, options.trunk_format)
+    if "gpu" in wanted:
+        result |= gpu_kernels.measure()
     for name, value in result.items():
         print(f"{name:32} {value}")
     if options.json:

@@ -1,19 +1,15 @@
-"""Attention, norms and router of a layer in a decode turn: transformers' eager modules against the same with our
-linear kernels and attention.
+"""Attention, norms and router of a layer in a decode turn: transformers' eager modules against ours.
 
-    python tests/benchmarks/trunk_layer.py [--threads 2] [--trunk-format stored] [--json]
-
-Layers of Qwen3-30B-A3B's shape in bfloat16 (hidden 2048, 32 heads of 128, 4 of keys and values, 128 experts to route
-to, the experts themselves left out), so many that a pass reads more than 1 GB of weights and none is found in a cache.
-Each pass computes M tokens after 256 in the KV cache; passes of the two alternate, each goes first as often as the
-other. Times are a pass's, mask and rotary table included, divided by the number of layers, as [first quartile, median,
-third quartile] in milliseconds; `trunk_m*_vs_eager` is the ratio of the medians; `*_read_gb_s`: weights read a second.
+Part of kernels.py. Layers of Qwen3-30B-A3B's shape in bfloat16 (hidden 2048, 32 heads of 128, 4 of keys and values, 128
+experts to route to, the experts themselves left out), so many that a pass reads more than 1 GB of weights and none is
+found in a cache. Each pass computes M tokens after 256 in a KV cache, transformers' own for eager and ours for ours;
+passes of the two alternate, each goes first as often as the other. Times are a pass's, mask and rotary table included,
+divided by the number of layers, as [first quartile, median, third quartile] in milliseconds; `trunk_m*_vs_eager` is the
+ratio of the medians; `*_read_gb_s`: weights read a second.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from copy import deepcopy
@@ -23,6 +19,7 @@ from transformers import Cache, DynamicCache, Qwen3MoeConfig, Qwen3MoeModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRotaryEmbedding
 
 from moespac.actors.gpu_device.attention import use_grouped_attention
+from moespac.actors.gpu_device.growing_cache import grow_in_place
 from moespac.actors.gpu_device.hook import IMPLEMENTATION, detach_experts, experts_computed_by, register
 from moespac.actors.gpu_device.linears import use_kernels
 from moespac.kernels.cpu import library
@@ -100,13 +97,16 @@ def timed_passes(models: dict[str, Qwen3MoeModel], tokens: int) -> dict[str, lis
     """Seconds of each pass of `tokens` tokens, by name."""
     times: dict[str, list[float]] = {name: [] for name in models}
     hidden = torch.randn(1, tokens, SHAPE["hidden_size"], dtype=torch.bfloat16)
-    cache = filled_cache(next(iter(models.values())))
+    caches = {name: filled_cache(model) for name, model in models.items()}
+    grow_in_place(caches["ours"], CACHED + tokens)
+    for layer, full in zip(caches["ours"].layers, caches["eager"].layers, strict=True):
+        layer.update(full.keys, full.values)
     with torch.inference_mode(), experts_computed_by(lambda _layer, hidden, _index, _weights: hidden):
         for name in models:
-            one_pass(models[name], hidden, cache)
+            one_pass(models[name], hidden, caches[name])
         for number in range(ROUNDS):
             for name in list(models) if number % 2 else reversed(models):
-                times[name].append(one_pass(models[name], hidden, cache))
+                times[name].append(one_pass(models[name], hidden, caches[name]))
     return times
 
 
@@ -126,21 +126,3 @@ def filled_cache(model: Qwen3MoeModel) -> DynamicCache:
         keys = torch.randn(1, SHAPE["num_key_value_heads"], CACHED, SHAPE["head_dim"], dtype=torch.bfloat16)
         cache.update(keys, keys.clone(), layer)
     return cache
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="eager against our linear kernels, in a decode turn")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--trunk-format", default="stored", choices=["stored", "int8", "int4-g32", "int4-g128"])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    result = measure(arguments.threads, arguments.trunk_format)
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:24} {value}")
-
-
-if __name__ == "__main__":
-    main()
