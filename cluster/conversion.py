@@ -11,7 +11,7 @@ from ..actors.prefetcher.convert import Conversion
 from ..actors.prefetcher.convert import convert as convert_checkpoint
 from ..configs.units import show_size
 from ..errors import UserError
-from .progress import conversion_bar
+from .progress import conversion_bar, measuring_bar
 
 
 class UnreadableText(UserError, ValueError):
@@ -38,7 +38,9 @@ def run_convert(
     if text is not None:
         from .quality import quality_report, report_table
 
-        console.print(report_table(quality_report(checkpoint, store, text)))
+        with measuring_bar(checkpoint.name) as progress:
+            report = quality_report(checkpoint, store, text, progress)
+        console.print(report_table(report))
     console.print(Text(f"expert store: {store}"), soft_wrap=True)
 
 

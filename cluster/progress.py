@@ -1,9 +1,9 @@
-"""Progress bars of things that take long: conversion and start-up."""
+"""Progress bars of things that take long: conversion, its report, and start-up."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -38,6 +39,28 @@ def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("left:"),
         TimeRemainingColumn(),
     )
+    with _single_bar(name, columns) as report:
+        yield report
+
+
+@contextlib.contextmanager
+def measuring_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar in tokens, of running a model over a text."""
+    columns = (
+        TextColumn("measuring [bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with _single_bar(name, columns) as report:
+        yield report
+
+
+@contextlib.contextmanager
+def _single_bar(name: str, columns: Sequence[ProgressColumn]) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = []
 

@@ -31,7 +31,8 @@ class ExpertKernel(Protocol):
     def rows(self, hidden: torch.Tensor, work: Sequence[ExpertWork]) -> torch.Tensor:
         """Rows weighted by the router, float32 [sum of m, H], expert after expert in the order of `work`.
 
-        `hidden` [T, H] in the compute type, contiguous. A row depends on its token, expert and router weight alone: not
-        on what else is in the call. For CUDA the work is queued on the current stream, not waited for.
+        `hidden` [T, H] in the compute type, contiguous. A row's bits do not depend on the other experts of the call; on
+        how many tokens its own expert has they may, where the kernel does not promise more, as torch's does not. For
+        CUDA the work is queued on the current stream, not waited for.
         """
         ...

@@ -47,7 +47,8 @@ class ExpertWeights:
     """One expert, ready to compute with.
 
     `gate_up` [2·I, H] (gate rows first; [I, H] without a gate), `down` [H, I], `gate_up_bias` [2·I] or [I],
-    `down_bias` [H], `norm` [H]: weight of the RMS norm on the expert's output.
+    `down_bias` [H], `norm` [H]: w of the RMS norm on the expert's output y, which is y·(1 + w) divided by the root mean
+    square of that product: w moves the divisor too, and 1 is added here, not in what is stored.
     """
 
     gate_up: torch.Tensor

@@ -18,11 +18,17 @@ from .safetensors_files import CheckpointError, Header, TensorEntry, read_header
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "source_fingerprint"]
 
-# Some families keep the router's correction beside the experts; it belongs to the trunk.
-_ROUTED = re.compile(r"\blayers\.(\d+)\.(?:.*\.)?experts\.(?!e_score_correction_bias)(.+)$")
+# Some families keep the router's correction beside the experts; it belongs to the trunk. Granite's files name the two
+# projections themselves, where others have `experts`.
+_ROUTED = re.compile(
+    r"\blayers\.(\d+)\.(?:.*\.)?"
+    r"(?:experts\.(?!e_score_correction_bias)|block_sparse_moe\.(?=(?:input|output)_linear\.))(.+)$"
+)
 _ONE_EXPERT = re.compile(r"(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.(weight|bias)$")
 _PART = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
-_FUSED = re.compile(r"(gate_up_proj|up_proj|down_proj|fc1\.weight|fc2\.weight)(_bias)?$")
+_FUSED = re.compile(
+    r"(?:(gate_up_proj|up_proj|fc1\.weight|input_linear\.weight)|down_proj|fc2\.weight|output_linear\.weight)(_bias)?$"
+)
 _NORM = "post_expert_norm.weight"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _WHOLE_BYTES = 64 * 1024 * 1024
@@ -114,7 +120,7 @@ class Checkpoint:
                 part = _PART[single[2]] + ("_bias" if single[3] == "bias" else "")
                 places.setdefault(ExpertKey(layer, int(single[1])), {})[part] = (name, None)
             elif fused is not None:
-                part = ("down" if fused[1] in ("down_proj", "fc2.weight") else "gate_up") + (fused[2] or "")
+                part = ("gate_up" if fused[1] else "down") + (fused[2] or "")
                 for expert, key in enumerate(everyone):
                     places.setdefault(key, {})[part] = (name, expert)
             elif routed[2] == _NORM:

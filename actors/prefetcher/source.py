@@ -73,7 +73,7 @@ class ExpertSource:
         )
 
     @classmethod
-    def own(cls, store: ExpertStore, budget_bytes: int, readers: int = 2) -> ExpertSource:
+    def own(cls, store: ExpertStore, budget_bytes: int, readers: int = 8) -> ExpertSource:
         """A private arena of at most `budget_bytes`, filled from `store` by threads of this process.
 
         Raises ArenaError when the budget does not hold one expert.

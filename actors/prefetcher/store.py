@@ -22,7 +22,7 @@ class ExpertStore:
 
     Where the file system allows, reads into page-aligned buffers bypass the page cache (O_DIRECT): the arena is the
     cache, and holding the same bytes twice would halve what fits in memory. One call reads one expert: the kernel cuts
-    it into as many requests as the disk takes at once, so cutting it up here gains nothing; two readers keep the disk
+    it into as many requests as the disk takes at once, so cutting it up here gains nothing; a few readers keep the disk
     busy while checksums are computed (xxh3: some 20 GB/s a core, without the interpreter's lock).
     """
 

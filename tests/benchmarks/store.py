@@ -28,6 +28,9 @@ from generated import write_checkpoint
 from rich.console import Console
 from rich.table import Table
 
+# transformers asks whether there is a package `kernels`, and would take the benchmark of that name for it.
+sys.path.remove(str(Path(__file__).parent))
+
 from moespac.actors.core import ExpertKey
 from moespac.actors.prefetcher.convert import convert
 from moespac.actors.prefetcher.store import ExpertStore, StoreCorrupt, aligned_buffer

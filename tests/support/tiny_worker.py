@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,11 +42,15 @@ def nobody(name: str) -> Endpoint:
 
 def until_serving(address: str) -> None:
     """Returns when the server at `address` says that it is ready."""
+    deadline = time.monotonic() + START_LIMIT_S
+    request = health_pb2.HealthCheckRequest()
     with open_channel(address) as channel:
-        request = health_pb2.HealthCheckRequest()
-        for reply in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=START_LIMIT_S):
-            if reply.status == health_pb2.HealthCheckResponse.SERVING:
-                return
+        # Asked, not watched: health's Watch may block the whole server when the watcher leaves.
+        stub = health_pb2_grpc.HealthStub(channel)
+        while stub.Check(request, timeout=START_LIMIT_S).status != health_pb2.HealthCheckResponse.SERVING:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{address} was not ready within {START_LIMIT_S} s")
+            time.sleep(0.01)
 
 
 @contextmanager

@@ -96,6 +96,9 @@ MISTAKES = {
         "  draft: draft\n  trunk_format: int8\ndevices:\n  - kind: gpu\n    name: gpu-0\n    torch_device: cuda:0",
         GOOD[GOOD.index("  draft: draft") : GOOD.index("\n    expert_memory")], 5, "model.trunk_format", "'int8'",
         "computed on cuda:0", "stored"),
+    "quantised trunk in float16": (
+        "  draft: draft\n  compute_dtype: float16\n  trunk_format: int4-g32", "  draft: draft", 6, "model.trunk_format",
+        "'int4-g32'", "compute_dtype is float16", "bfloat16 or float32"),
     "fewer cores than threads": (
         "    name: cpu-0\n    threads: 2\n    cores: [3]", "    name: cpu-0", 14, "devices[1].cores", "",
         "1 cores for 2 threads", "as many different cores"),

@@ -45,6 +45,7 @@ def test_values_arrive_in_plain_units(file):
 def test_what_is_left_out_has_its_default(file):
     deployment = load_deployment(str(file))
     assert deployment.scheduler.gamma == 4
+    assert deployment.prefetcher.readers == 8
     assert deployment.service.port == 50051
     assert deployment.service.host == "127.0.0.1"
     assert deployment.model.store is None

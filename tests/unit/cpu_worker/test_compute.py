@@ -12,7 +12,8 @@ from moespac.actors.prefetcher.source import ExpertSource
 from moespac.actors.prefetcher.store import ExpertStore
 from moespac.actors.transport.wire import decode_call, encode_call
 from moespac.kernels.choose import choose_kernel
-from moespac.kernels.reference import expert_rows
+from moespac.kernels.experts import ExpertKernel
+from moespac.kernels.reference import TorchExperts, expert_rows
 
 LAYER, HIDDEN = 2, 32
 
@@ -52,26 +53,34 @@ def reference(store: ExpertStore, call, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def computer(source, store: ExpertStore, dtype: torch.dtype = torch.float32) -> ExpertComputer:
-    return ExpertComputer(source, choose_kernel(store.layout, dtype, torch.device("cpu")).kernel, dtype)
+def fastest(store: ExpertStore, dtype: torch.dtype = torch.float32) -> ExpertKernel:
+    return choose_kernel(store.layout, dtype, torch.device("cpu")).kernel
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_come_in_the_calls_pair_order(store, source, dtype) -> None:
     call = decoded(store, {0: 3, 2: 12, 5: 1, 7: 6})
-    rows, waited_s = computer(source, store, dtype).rows(call, lambda: True)
+    rows, waited_s = ExpertComputer(source, TorchExperts(store.layout, dtype), dtype).rows(call, lambda: True)
     assert rows.dtype == torch.float32
+    assert torch.equal(rows, reference(store, call, dtype))
+    assert waited_s >= 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_the_fastest_kernel_are_the_references(store, source, dtype) -> None:
+    call = decoded(store, {0: 3, 2: 12, 5: 1, 7: 6})
+    rows, _ = ExpertComputer(source, fastest(store, dtype), dtype).rows(call, lambda: True)
     bound = 1e-5 if dtype is torch.float32 else 2e-2
     torch.testing.assert_close(rows, reference(store, call, dtype), rtol=bound, atol=bound)
-    assert waited_s >= 0
 
 
 def test_bits_do_not_depend_on_how_the_experts_come(store, source) -> None:
     """All at once, or two at a time through an arena of two blocks."""
     call = decoded(store, {e: 1 + e for e in range(8)})
-    whole, _ = computer(source, store).rows(call, lambda: True)
+    kernel = fastest(store)
+    whole, _ = ExpertComputer(source, kernel, torch.float32).rows(call, lambda: True)
     narrow = ExpertSource.own(store, 2 * store.manifest.stride)
-    pieces, _ = computer(narrow, store).rows(call, lambda: True)
+    pieces, _ = ExpertComputer(narrow, kernel, torch.float32).rows(call, lambda: True)
     narrow.close()
     assert torch.equal(whole, pieces)
 
@@ -99,9 +108,10 @@ def test_a_block_overwritten_during_its_use_is_computed_again(store) -> None:
 
     source = ExpertSource(lambda: reader, fetch)
     call = decoded(store, {3: 4})
-    rows, _ = computer(source, store).rows(call, overwrite_once)
+    kernel = TorchExperts(store.layout, torch.float32)
+    rows, _ = ExpertComputer(source, kernel, torch.float32).rows(call, overwrite_once)
     assert (len(uses), fetched) == (2, [[3]])
-    torch.testing.assert_close(rows, reference(store, call, torch.float32), rtol=1e-5, atol=1e-5)
+    assert torch.equal(rows, reference(store, call, torch.float32))
     reader.close()
     arena.close()
 
@@ -116,6 +126,6 @@ def test_gives_up_before_the_next_run_of_the_kernel(store) -> None:
     call = decoded(store, {e: 2 for e in range(8)})
     source = ExpertSource.own(store, 2 * store.manifest.stride)  # two experts at a time
     with pytest.raises(GaveUp):
-        computer(source, store).rows(call, wanted)
+        ExpertComputer(source, fastest(store), torch.float32).rows(call, wanted)
     source.close()
     assert len(asked) == 3

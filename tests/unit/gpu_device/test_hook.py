@@ -25,6 +25,8 @@ OTHERS = {
     "minimax_m3_vl_text": {},
     "aria_text": {"moe_topk": 2},
     "hy_v4": {},
+    "granitemoe": {"intermediate_size": 16},
+    "granitemoeshared": {"intermediate_size": 16, "shared_intermediate_size": 24},
 }
 SMALL = {
     "vocab_size": 320,

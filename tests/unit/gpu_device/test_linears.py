@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import partial
 
 import pytest
 import torch
@@ -13,13 +12,12 @@ from tiny_models import VOCAB, make_deepseek_v2, make_qwen3_dense, make_qwen3_mo
 from torch import nn
 from transformers import PreTrainedModel, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from moespac.actors.gpu_device import linears
-from moespac.actors.gpu_device.linears import KernelLinear, QuantisedLinear, use_kernels
+from moespac.actors.gpu_device.linears import FEW_TOKENS, KernelLinear, QuantisedLinear, use_kernels
 from moespac.actors.gpu_device.trunk import TrunkError, load_draft, load_trunk
-from moespac.kernels.cpu.library import unavailable
+from moespac.kernels.cpu import library
 from moespac.kernels.quantise import dequantise, quantise
 
-needs_library = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+needs_library = pytest.mark.skipif(library.unavailable() is not None, reason=str(library.unavailable()))
 QUANTISED = ("int8", "int4-g32", "int4-g128")
 MAKERS = {"qwen3_moe": make_qwen3_moe, "deepseek_v2": make_deepseek_v2, "qwen3_dense": make_qwen3_dense}
 
@@ -64,17 +62,17 @@ def logits(model: PreTrainedModel, tokens: int) -> torch.Tensor:
         return model(torch.arange(7, 7 + tokens)[None] * 3 % VOCAB, use_cache=False).logits
 
 
-same = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
-
-
 @needs_library
 @pytest.mark.parametrize("tokens", [1, 5, 16, 17])
 @pytest.mark.parametrize("family", [*MAKERS, "qwen2_moe"])
-def test_logits_are_those_of_torch(family, tokens, models):
+def test_logits_are_no_farther_than_torchs_from_those_in_float64(family, tokens, models):
     model = deepcopy(models[family])
     assert use_kernels(model, None) == len(layers_of(model)) > 0
     assert {type(layer) for layer in layers_of(model).values()} == {KernelLinear}
-    same(logits(model, tokens), logits(models[family], tokens))
+    exact = logits(deepcopy(models[family]).double(), tokens)
+    ours, torchs = ((logits(each, tokens) - exact).norm() for each in (model, models[family]))
+    # Rounding errors of two orders of addition: alike, neither always the smaller.
+    assert ours <= 2 * torchs < 1e-5 * exact.norm()
 
 
 @needs_library
@@ -98,21 +96,21 @@ def test_logits_in_integer_formats_are_those_of_the_dequantised_model(family, fo
 def test_a_layer_with_a_bias_takes_any_leading_dimensions(dtype):
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(48, 40)).to(dtype).requires_grad_(False)
-    ours = deepcopy(plain)
+    ours, double = deepcopy(plain), deepcopy(plain).double()
     use_kernels(ours, None)
     for shape in ((48,), (1, 48), (2, 3, 48), (0, 48), (2, 20, 48)):
         given = torch.randn(shape).to(dtype)
         # Heads hand on transposed views.
         for view in (given, given.transpose(0, -2) if len(shape) > 1 else given):
             with torch.no_grad():
-                got, wanted = ours(view), plain(view)
+                got, exact = ours(view), double(view.double())
+                if view.numel() > FEW_TOKENS * plain[0].in_features:
+                    assert torch.equal(got, plain(view))
+                    continue
             assert got.dtype == dtype
-            torch.testing.assert_close(
-                got,
-                wanted,
-                rtol=1e-5 if dtype == torch.float32 else 1.6e-2,
-                atol=1e-5 if dtype == torch.float32 else 1e-2,
-            )
+            # Half a step of bfloat16, which has 8 significant bits, and float32's rounding of sums: y is rounded once.
+            step = 2**-8 if dtype == torch.bfloat16 else 1e-6
+            torch.testing.assert_close(got.double(), exact, rtol=step, atol=1e-6)
 
 
 @needs_library
@@ -164,7 +162,10 @@ def test_float16_stays_torchs(models):
 
 
 def test_nothing_changes_where_the_library_does_not_run(models, monkeypatch):
-    monkeypatch.setattr(linears, "unavailable", lambda: "no compiler")
+    def missing():
+        raise library.LibraryError("no compiler")
+
+    monkeypatch.setattr(library, "load", missing)
     model = deepcopy(models["qwen3_dense"])
     assert use_kernels(model, None) == use_kernels(model, "int8") == 0
     assert {type(layer) for layer in layers_of(model).values()} == {nn.Linear}

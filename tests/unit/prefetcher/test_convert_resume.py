@@ -67,15 +67,21 @@ def experts_read(monkeypatch):
     return read
 
 
-def test_killed_conversions_are_taken_over_wherever_they_were(checkpoint, stores, tmp_path, experts_read):
+@pytest.mark.parametrize(
+    ("killed_after", "again"), [((1, 12), False), pytest.param((0, 1, 5, 12, 23, 24), True, marks=pytest.mark.slow)]
+)
+def test_killed_conversions_are_taken_over_wherever_they_were(
+    killed_after, again, checkpoint, stores, tmp_path, experts_read
+):
     expected = bytes_of(stores("int4-g32"))
-    points = {tmp_path / f"after-{experts}": experts for experts in (0, 1, 5, 12, 23, 24)}
-    replaced, again = tmp_path / "after-12", tmp_path / "after-5"
+    points = {tmp_path / f"after-{experts}": experts for experts in killed_after}
+    replaced = tmp_path / "after-12"
     convert(make_qwen3_moe(tmp_path / "checkpoint", seed=5), replaced)
     before = bytes_of(replaced)
     kill_after(checkpoint, "int4-g32", points)
-    kill_after(checkpoint, "int4-g32", {again: 17})  # the one that took over is killed as well
-    points[again] = 17
+    if again:  # one that took over is killed as well
+        points[tmp_path / "after-5"] = 17
+        kill_after(checkpoint, "int4-g32", {tmp_path / "after-5": 17})
     assert bytes_of(replaced) == before
     for store, experts in points.items():
         assert (store == replaced or not store.exists()) and partial_of(store).exists()

@@ -10,16 +10,17 @@ import pytest
 
 from moespac.actors.prefetcher.store import ExpertStore, aligned_buffer
 
-# Opens the store, reads every expert, prints whether that was direct, and a checksum: `python -c … STORE`.
+# Opens each store, reads every expert, prints whether that was direct, and a checksum: `python -c … STORE…`.
 READING = """
 import sys, xxhash
 from moespac.actors.prefetcher.store import ExpertStore, aligned_buffer
-store = ExpertStore.open(sys.argv[1])
-buffer, state = aligned_buffer(store.manifest.stride), xxhash.xxh3_64()
-for key in store.shape.keys():
-    store.read_into(key, buffer)
-    state.update(buffer[:store.shape.expert_bytes])
-print(store.direct, state.hexdigest())
+for path in sys.argv[1:]:
+    store = ExpertStore.open(path)
+    buffer, state = aligned_buffer(store.manifest.stride), xxhash.xxh3_64()
+    for key in store.shape.keys():
+        store.read_into(key, buffer)
+        state.update(buffer[:store.shape.expert_bytes])
+    print(store.direct, state.hexdigest())
 """
 OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
 
@@ -59,8 +60,7 @@ def test_a_file_system_that_refuses_o_direct_is_read_all_the_same(store_path, tm
     script = f"""set -e
         mount -t ramfs none {folder}
         cp -r {store_path} {folder}/store
-        {sys.executable} -c '{READING}' {folder}/store
-        {sys.executable} -c '{READING}' {store_path}"""
+        {sys.executable} -c '{READING}' {folder}/store {store_path}"""
     result = subprocess.run([*OWN_MOUNTS, script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     (on_ramfs, checksum), (here, expected) = (line.split() for line in result.stdout.splitlines())

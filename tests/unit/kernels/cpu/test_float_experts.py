@@ -13,6 +13,9 @@ from moespac.kernels.experts import ExpertWork
 from moespac.kernels.layout import FLOAT_FORMATS, GATES, ExpertLayout
 from moespac.kernels.reference import TorchExperts
 
+if reason := library.unavailable():
+    pytest.skip(reason, allow_module_level=True)
+
 every_isa = pytest.mark.parametrize("isa", library.available())
 SHAPES = ((64, 32), (100, 37), (7, 130))
 
