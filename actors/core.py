@@ -50,6 +50,14 @@ class RoutingWindow:
     counts: np.ndarray
     """(token, slot) pairs routed to each expert; int [n_layers, n_experts]; each row sums to tokens · top_k."""
     prefill: bool = False
+    token_ids: np.ndarray | None = None
+    """Ids of the tokens the pass computed; int64 [tokens]; None where the runtime does not report them."""
+    ids: np.ndarray | None = None
+    """The experts each token was routed to; int [tokens, n_layers, top_k]; None where only counts are known."""
+    request: str = ""
+    """The request the tokens belong to; windows of one request come in the order of its text."""
+    accepted: int | None = None
+    """How many of the tokens, from the first, stay in the request's text; None: all of them."""
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,32 @@ def stop(
 
 
 @app.command()
+def simulate(
+    trace: Annotated[list[Path] | None, typer.Option(help="Router trace, *.npz; may be given several times.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="Policies, separated by commas.")
+    ] = "llama.cpp-sd,moe-spac-described,moespac,clairvoyant",
+    hardware: Annotated[Path | None, typer.Option(help="Hardware file; without it, the paper's machine.")] = None,
+    window: Annotated[int, typer.Option(help="Tokens of a verification, the drafted ones and one.")] = 9,
+    cache_ratio: Annotated[
+        list[float] | None, typer.Option(help="Share of all experts that have a slot; may be given several times.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Replayed of each trace, from its start; 0: all, with --paper 1000.")] = 0,
+    drafts: Annotated[str, typer.Option(help="rate (the hardware file's acceptance) or ngram.")] = "rate",
+    paper: Annotated[bool, typer.Option(help="The comparison of the MoE-SpAc paper, with sensitivities.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Write policies × cache ratios as an SVG picture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare offloading policies on recorded routing and a described machine, on a simulated clock."""
+    from .simulator.command import run_paper, run_simulate
+
+    if paper:
+        run_paper(trace or [], tokens, as_json)
+    else:
+        run_simulate(trace or [], policy, hardware, window, cache_ratio or [0.17], tokens, drafts, as_json, picture)
+
+
+@app.command()
 def quickstart(
     prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 128,

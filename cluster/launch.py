@@ -184,7 +184,7 @@ class Launch:
             SCHEDULER,
             SchedulerActor,
             scheduler.placement,
-            {"name": SCHEDULER, "prefetcher_name": PREFETCHER, **common},
+            {"name": SCHEDULER, "store_path": store, "prefetcher_name": PREFETCHER, **common},
         )
         kinds = (
             (gpu.name, "gpu_device"),

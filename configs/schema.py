@@ -219,7 +219,7 @@ class PrefetcherConfig(Section):
 
     host_memory: Size
     """Bytes of the arena shared by the actors of its host; other experts are read from disk when wanted."""
-    readers: Count = 2
+    readers: Count = 8
     """Disk reads in flight at once."""
     placement: Placement = None
     """Custom Ray resource that a node must offer to run this actor; absent: any node."""
@@ -228,8 +228,9 @@ class PrefetcherConfig(Section):
 class SchedulerConfig(Section):
     """The actor that admits requests, runs their steps and plans which experts are resident."""
 
-    estimator: Literal["as_described", "as_released"] = "as_described"
-    """How routing becomes utilities: boundaries scaled to the window, or the paper's released constants."""
+    estimator: Literal["best", "as_described", "as_released", "decayed", "token_table"] = "best"
+    """How routing becomes utilities: learned from the draft's tokens and recent routing; boundaries scaled to
+    the window; the paper's released constants; decayed counts; a table of token ids times decayed counts."""
     gamma: Annotated[StrictInt, Field(ge=0, le=64)] = 4
     """Tokens drafted per step; 0: no speculation. Changes speed, never the tokens."""
     max_running: Count = 4
@@ -238,10 +239,12 @@ class SchedulerConfig(Section):
     """Requests that may wait; further ones are refused with RESOURCE_EXHAUSTED."""
     prefill_chunk: Count = 256
     """Prompt tokens computed per pass; smaller lets other requests in between, larger is more efficient."""
+    plan_form: Literal["threshold", "assignment"] = "threshold"
+    """threshold: a layer's experts are wanted from some utility on, exact; assignment: each expert by itself."""
     plan_deadline: Timeout = 0.03
     """Seconds the solver may take for a plan; the greedy rule answers where it found nothing."""
     replan_every: Count = 8
-    """Steps between plans."""
+    """Steps after which demand is looked at, and planned for anew if it has drifted."""
     step_timeout: Timeout = 60.0
     """Seconds after which a step counts as failed; the device is looked for again, requests go on from their tokens."""
     placement: Placement = None
@@ -323,6 +326,12 @@ class Deployment(Section):
             raise Invalid(
                 f"is {self.model.trunk_format}, but the trunk is computed on {self.gpu.torch_device}",
                 "set it to stored: only the CPU kernels compute a quantised trunk",
+                ("model", "trunk_format"),
+            )
+        if self.model.trunk_format != "stored" and self.model.compute_dtype == "float16":
+            raise Invalid(
+                f"is {self.model.trunk_format}, but compute_dtype is float16, in which no CPU kernel computes",
+                "set model.compute_dtype to bfloat16 or float32, or trunk_format to stored",
                 ("model", "trunk_format"),
             )
         if self.scheduler.gamma > 0 and self.model.draft is None:

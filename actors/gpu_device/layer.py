@@ -51,7 +51,7 @@ class LayerExecutor:
         calls = []
         try:
             with self.slots.pinned(layer, list(routing.pairs)) as residents:
-                run.routed(layer, routing.counts, len(residents))
+                run.routed(layer, routing, len(residents))
                 misses = [e for e in routing.pairs if e not in residents]
                 if self._workers is not None:
                     calls = self._workers.start(run, layer, hidden, routing, misses)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..core import CostSample, ModelShape, RoutingWindow, Span
+from .routing import Routing
 
 
 class PassAbandoned(RuntimeError):
@@ -36,6 +37,8 @@ class Pass:
 
     tokens: int = 0
     """Tokens it computed."""
+    token_ids: tuple[int, ...] = ()
+    """Their ids."""
     expert_calls: int = 0
     fallback_experts: int = 0
     local_s: float = 0.0
@@ -43,11 +46,14 @@ class Pass:
     samples: list[CostSample] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     counts: np.ndarray = field(init=False)
+    chosen: list[np.ndarray] = field(init=False)
+    """For each layer the experts of each token, int [tokens, top_k]."""
     used: list[int] = field(init=False)
     hits: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.counts = np.zeros((self.shape.n_layers, self.shape.n_experts), dtype=np.int64)
+        self.chosen = [np.empty((0, self.shape.top_k), dtype=np.int64)] * self.shape.n_layers
         self.used = [0] * self.shape.n_layers
         self.hits = [0] * self.shape.n_layers
 
@@ -61,15 +67,24 @@ class Pass:
     def remaining_s(self) -> float:
         return float("inf") if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    def routed(self, layer: int, counts: np.ndarray, hits: int) -> None:
-        """Notes a layer's routing: pairs per expert, and how many of the experts used were resident."""
+    def routed(self, layer: int, routing: Routing, hits: int) -> None:
+        """Notes a layer's routing, and how many of the experts used were resident."""
         row = self.shape.row(layer)
-        self.counts[row] += counts
-        self.used[row] = int(np.count_nonzero(counts))
+        self.counts[row] += routing.counts
+        self.chosen[row] = routing.chosen
+        self.used[row] = int(np.count_nonzero(routing.counts))
         self.hits[row] = hits
 
     def window(self, prefill: bool) -> RoutingWindow:
-        return RoutingWindow(tokens=self.tokens, counts=self.counts, prefill=prefill)
+        """What the estimators learn from; the experts of each token where every layer has run with its ids known."""
+        known = len(self.token_ids) == self.tokens and all(len(chosen) == self.tokens for chosen in self.chosen)
+        return RoutingWindow(
+            tokens=self.tokens,
+            counts=self.counts,
+            prefill=prefill,
+            token_ids=np.array(self.token_ids, dtype=np.int64) if known else None,
+            ids=np.stack(self.chosen, axis=1) if known else None,
+        )
 
     def span(self, row: str, name: str, start_ns: int, end_ns: int, **args: object) -> None:
         if self.trace:

@@ -16,6 +16,8 @@ class Routing:
 
     counts: np.ndarray
     """Pairs of each expert; int [n_experts]; all top-k slots of all tokens counted."""
+    chosen: np.ndarray
+    """The experts of each token; int [T, k]."""
     pairs: dict[int, ExpertPairs]
     """Of every expert used, ascending: (expert, token rows int64 [n], router weights [n]), on the router's device."""
 
@@ -31,7 +33,8 @@ def route(top_k_index: torch.Tensor, top_k_weights: torch.Tensor, n_experts: int
     order, and the bits of a matrix product may depend on it.
     """
     # Grouped on the CPU, where counts are needed anyway: the indices are few, and moved once each way.
-    flat = top_k_index.cpu().numpy().T.ravel()
+    chosen = top_k_index.cpu().numpy()
+    flat = chosen.T.ravel()
     order = np.argsort(flat, kind="stable")
     counts = np.bincount(flat, minlength=n_experts)
     ends = np.cumsum(counts)
@@ -41,7 +44,7 @@ def route(top_k_index: torch.Tensor, top_k_weights: torch.Tensor, n_experts: int
     for expert in np.flatnonzero(counts).tolist():
         share = slice(int(ends[expert] - counts[expert]), int(ends[expert]))
         pairs[expert] = (expert, rows[share], weights[share])
-    return Routing(counts, pairs)
+    return Routing(counts, chosen, pairs)
 
 
 def join(hidden: torch.Tensor, routing: Routing, rows: dict[int, torch.Tensor]) -> torch.Tensor:

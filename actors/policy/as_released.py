@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from ..core import ModelShape, RoutingWindow
@@ -46,6 +48,19 @@ class AsReleased:
         """int64 [n_layers, n_experts] in 0..5; a copy."""
         return self._utilities.copy()
 
-    def expected_counts(self, tokens: int) -> np.ndarray:
-        """See `DecayedDemand.expected_counts`."""
+    def worth(self, tokens: int, draft: Sequence[int] | None = None, request: str = "") -> np.ndarray:
+        """The utilities, whatever comes; float64 [n_layers, n_experts]."""
+        return self._utilities.astype(np.float64)
+
+    def expected_counts(self, tokens: int, draft: Sequence[int] | None = None, request: str = "") -> np.ndarray:
+        """See `DecayedDemand.expected_counts`; the draft and the request are ignored."""
         return self._demand.expected_counts(tokens)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Empty: nothing here is worth keeping over a restart."""
+        return {}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes up nothing. Raises ValueError when `state` holds anything."""
+        if state:
+            raise ValueError(f"estimator state holds {sorted(state)}; this estimator keeps none: discard it")

@@ -1,4 +1,4 @@
-"""Which experts should be hot: one utility threshold a layer, chosen for all layers together by OR-Tools.
+"""Which experts should be hot: one utility threshold a layer, chosen for all layers together, exactly.
 
 H_l(k) = {e: s_e >= k} is computed on the device, the rest on the workers, at the same time. For every layer l
 and every threshold k
@@ -12,7 +12,8 @@ k a layer is chosen to
 
     minimise Σ_l max(T_gpu, T_cpu)    subject to    Σ_l |H_l| <= slots,    Σ_l |H_l∖R| <= link_experts:
 
-a multiple-choice knapsack. The empty set is always among the choices, so there is always a solution.
+a multiple-choice knapsack. The empty set is always among the choices, so there is always a solution. `knapsack`
+solves and proves nearly all of them in milliseconds; CP-SAT takes those it leaves open.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ortools.sat.python import cp_model
 
 from .cost import Costs
 from .greedy import greedy_choices
+from .knapsack import solve_choices
 
 TICK_S = 1e-7
 """Costs are whole ticks of 0.1 µs, for the solver and for everything reported."""
@@ -68,13 +70,13 @@ class ThresholdSolution:
     thresholds: np.ndarray
     """k: int [n_layers]; experts with utility >= k are hot; 1 or more."""
     status: str
-    """OPTIMAL (proved), FEASIBLE (the solver's best by the deadline) or GREEDY (fallback)."""
+    """OPTIMAL (proved), FEASIBLE (the best by the deadline) or GREEDY (fallback)."""
     objective_s: float
     """Σ_l max(T_gpu, T_cpu) of these thresholds."""
     bound_s: float
     """No thresholds can do better than this."""
     seconds: float
-    """The solver's own wall time; 0 if it was not asked."""
+    """CP-SAT's own wall time; 0 if it was not asked."""
 
     @property
     def gap(self) -> float:
@@ -132,17 +134,19 @@ def greedy_thresholds(problem: ThresholdProblem) -> ThresholdSolution:
 def plan_thresholds(
     problem: ThresholdProblem, deadline_s: float, deterministic: bool = False, hint: np.ndarray | None = None
 ) -> ThresholdSolution:
-    """Thresholds by CP-SAT on one worker within `deadline_s` seconds of its wall time.
+    """The best thresholds; CP-SAT, where it is needed, has one worker and `deadline_s` seconds of its wall time.
 
     `hint`: the last thresholds, int [n_layers]; the search starts from them or from the greedy solution,
     whichever is better now. `deterministic`: the deadline is in CP-SAT's deterministic time, so equal
-    problems give equal solutions. Greedy answers where `deadline_s` <= 0 or where the solver has found
-    nothing better by then.
+    problems give equal solutions. Greedy answers where `deadline_s` <= 0.
     """
     table = choice_table(problem)
     start = _start(table, problem, hint)
     if deadline_s <= 0:
         return _solution(table, start, "GREEDY", _trivial_bound(table), 0.0)
+    found = solve_choices(table.cost, table.size, table.transfers, problem.slots, problem.link_experts, start)
+    if found.proved:
+        return _solution(table, found.choice, "OPTIMAL", found.bound, 0.0)
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
@@ -150,10 +154,10 @@ def plan_thresholds(
         solver.parameters.max_deterministic_time = deadline_s
     else:
         solver.parameters.max_time_in_seconds = deadline_s
-    choice, status, bound = _solve(table, problem, start, solver)
-    if choice is None or table.total(choice) > table.total(start):
-        choice, status = start, "GREEDY"
-    return _solution(table, choice, status, max(bound, _trivial_bound(table)), solver.wall_time)
+    choice, status, bound = _solve(table, problem, found.choice, solver)
+    if choice is None or table.total(choice) > table.total(found.choice):
+        choice, status = found.choice, "FEASIBLE"
+    return _solution(table, choice, status, max(bound, found.bound), solver.wall_time)
 
 
 def _solve(

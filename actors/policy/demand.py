@@ -56,3 +56,18 @@ def check_window(window: RoutingWindow, shape: ModelShape) -> None:
 def bypasses_utilities(window: RoutingWindow) -> bool:
     """True for a prefill window long enough to leave utilities alone."""
     return window.prefill and window.tokens >= PROMPT_BYPASS_TOKENS
+
+
+def with_mass(weights: np.ndarray, tokens: int, top_k: int) -> np.ndarray:
+    """Expected counts in proportion to `weights` > 0 [n_layers, n_experts], as far as the window allows.
+
+    float64; each row sums to tokens · top_k and no element exceeds `tokens`: what does not fit under that bound goes
+    to the others, in proportion again.
+    """
+    largest = -np.sort(-weights, axis=1)
+    rest = np.cumsum(largest[:, ::-1], axis=1)[:, ::-1]
+    full = np.arange(weights.shape[1])
+    scales = np.maximum(top_k - full, 0) / rest
+    rows = np.arange(len(weights))
+    first_below = np.argmax(scales * largest <= 1.0 + 1e-12, axis=1)
+    return tokens * np.minimum(1.0, scales[rows, first_below][:, None] * weights)

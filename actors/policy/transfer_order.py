@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..core import ExpertKey
+from .cache_order import IntegrityError
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,16 @@ class TransferQueue:
         return transfer
 
     def done(self, transfer: Transfer, moved: bool = True) -> None:
-        """The transfer is over. `moved=False`: nothing crossed the link, its bytes go back to the budget."""
+        """The transfer is over. `moved=False`: nothing crossed the link, its bytes go back to the budget.
+
+        If it was begun for an earlier plan and did not move, it is in line again where the plan held wants it too.
+        """
         self._land(transfer)
-        if not moved:
-            self._refund(transfer)
+        if moved:
+            return
+        self._refund(transfer)
+        if transfer.plan_epoch < self._epoch and transfer.key in self._wanted:
+            heapq.heappush(self._heap, (-self._wanted[transfer.key], transfer.key))
 
     def set_aside(self, transfer: Transfer, moved: bool = False) -> None:
         """The transfer cannot be done now, as its weights are not in host memory; it waits for `retry`.
@@ -108,13 +115,16 @@ class TransferQueue:
         If a newer plan came meanwhile, it waits at that plan's utility, or is dropped if the plan does not
         want it. `moved`: bytes crossed the link all the same.
         """
-        self.done(transfer, moved)
+        self._land(transfer)
+        if not moved:
+            self._refund(transfer)
         if transfer.key in self._wanted:
             self._set_aside[transfer.key] = self._wanted[transfer.key]
 
     def refused(self, transfer: Transfer) -> None:
         """The device has nobody to evict for it; it waits for `readmit`. A newer plan counts as in `set_aside`."""
-        self.done(transfer, moved=False)
+        self._land(transfer)
+        self._refund(transfer)
         if transfer.key in self._wanted:
             self._refused[transfer.key] = self._wanted[transfer.key]
 
@@ -125,6 +135,20 @@ class TransferQueue:
     def readmit(self) -> None:
         """The device's residents have changed: puts all that was refused back in line, by utility."""
         self._queue_again(self._refused)
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless every expert is in one place, wanted where it waits, and the budget is kept."""
+        waiting = [*(key for _, key in self._heap), *self._set_aside, *self._refused]
+        places = [*waiting, *self._in_flight]
+        if len(set(places)) != len(places):
+            raise IntegrityError(f"experts in more than one place: {sorted(k for k in places if places.count(k) > 1)}")
+        if not self._wanted.keys() >= set(waiting):
+            raise IntegrityError(
+                f"waiting, but the plan does not want them: {sorted(set(waiting) - self._wanted.keys())}"
+            )
+        ours = sum(transfer.plan_epoch == self._epoch for transfer in self._in_flight.values()) * self._expert_bytes
+        if self._spent < ours:
+            raise IntegrityError(f"{ours} bytes are in flight but only {self._spent} are counted as spent")
 
     def _queue_again(self, waiting: dict[ExpertKey, int]) -> None:
         for key, utility in waiting.items():

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
+from pathlib import Path
 
 import grpc.aio
 import structlog
@@ -21,6 +22,7 @@ from ..transport.endpoint import Endpoint, Resolve
 from ..transport.event_loop import EventLoopThread
 from ..transport.messages import shape_from_proto
 from .device_client import DeviceClient, DeviceLost
+from .learned import LearnedFile
 from .loop import LoopSettings, StepLoop
 from .planner import Planner, PlannerSettings
 from .planning import PlanDispatch
@@ -31,6 +33,8 @@ START_PATIENCE_S = 3600.0
 """A device may take this long to load: the launcher watches its progress and gives up sooner if it fails."""
 RESTART_PATIENCE_S = 120.0
 """How long requests wait for a lost device to come back."""
+SAVE_EVERY_S = 600.0
+"""Between two savings of what was learned; it is saved at the end too."""
 STAGES = ("device", "warm-up", "ready")
 """Of the start-up: waiting for the device, one real token through the whole path, serving."""
 
@@ -40,8 +44,16 @@ log = structlog.get_logger()
 class SchedulerActor:
     """Requests, steps and plans. The constructor returns at once; `ready` says when a token can be produced."""
 
-    def __init__(self, name: str, deployment: Deployment, prefetcher_name: str, host: str, resolve: Resolve):
-        """`host`: address to listen on; `resolve`: finds the device and the prefetcher."""
+    def __init__(
+        self, name: str, deployment: Deployment, store_path: str, prefetcher_name: str, host: str, resolve: Resolve
+    ):
+        """`host`: address to listen on; `resolve`: finds the device and the prefetcher.
+
+        What is learned of the model's routing is kept beside `store_path`, on this actor's node.
+        """
+        self._store = Path(store_path)
+        self._planner: Planner | None = None
+        self._learned: LearnedFile | None = None
         self._deployment = deployment
         self._peers = AsyncPeers(resolve)
         self._prefetcher = PrefetcherClient(self._peers, prefetcher_name)
@@ -102,8 +114,17 @@ class SchedulerActor:
                 description.slots,
                 description.name,
                 [worker.name for worker in self._deployment.workers],
-                PlannerSettings(settings.estimator, settings.gamma, settings.replan_every, settings.plan_deadline),
+                PlannerSettings(
+                    settings.estimator,
+                    settings.gamma,
+                    settings.replan_every,
+                    settings.plan_deadline,
+                    form=settings.plan_form,
+                ),
             )
+            self._learned = LearnedFile(self._store, settings.estimator, description.store_fingerprint)
+            self._planner = planner
+            self._take_up()
             dispatch = PlanDispatch(shape, planner, self._device, self._prefetcher)
             await self._warm_up(description, dispatch)
         except Exception as error:
@@ -112,9 +133,31 @@ class SchedulerActor:
             self._failure = f"scheduler: {error}"
             return
         self._stage = STAGES.index("ready")
-        self._tasks = [asyncio.create_task(self._loop.run()), asyncio.create_task(self._watch())]
+        work = (self._loop.run(), self._watch(), self._save_now_and_then())
+        self._tasks = [asyncio.create_task(each) for each in work]
         for task in self._tasks:
             task.add_done_callback(self._ended)
+
+    def _take_up(self) -> None:
+        """Makes the planner start from what an earlier run has learned, where there is any."""
+        state = self._learned.load()
+        if state is None:
+            return
+        try:
+            self._planner.take_up(state)
+        except (ValueError, KeyError) as error:
+            log.warning("estimator starts cold: its file is refused", path=str(self._learned.path), reason=str(error))
+        else:
+            log.info("estimator starts warm", path=str(self._learned.path))
+
+    async def _save_learned(self) -> None:
+        if self._planner is not None and self._learned is not None:
+            await asyncio.to_thread(self._learned.save, self._planner.learned())
+
+    async def _save_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_EVERY_S)
+            await self._save_learned()
 
     async def _warm_up(self, description: pb.DeviceDescription, dispatch: PlanDispatch) -> None:
         """The loop's start, tried again while the device comes and goes; raises the last failure when patience ends."""
@@ -151,4 +194,5 @@ class SchedulerActor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._loop is not None:
             await self._loop.stop()
+        await self._save_learned()
         await self._peers.close()

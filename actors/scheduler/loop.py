@@ -186,7 +186,7 @@ class StepLoop:
         request.tally.add_step(reply)
         tokens, reason = request.take(list(reply.emitted), self._eos)
         request.tally.add_tokens(len(tokens), time.monotonic())
-        for plan in self._plans.observe(reply):
+        for plan in self._plans.observe(request.id, reply):
             for running in self._requests.values():
                 running.tally.add_plan(plan.milliseconds, plan.status)
         spans = [*reply.spans, *self._plans.take_spans()] if request.trace else []

@@ -15,6 +15,7 @@ from ..core import ModelShape, Plan
 from ..transport.messages import keys, plan_to_proto, sample_from_proto, window_from_proto
 from .device_client import DeviceClient, DeviceLost
 from .planner import Planner
+from .planning_task import PlanningTask, Solved
 from .prefetcher_client import PrefetcherClient
 
 log = structlog.get_logger()
@@ -47,14 +48,15 @@ class PlanDispatch:
     def epoch(self) -> int:
         return self._planner.epoch
 
-    def observe(self, reply: pb.StepReply) -> list[PlanNote]:
-        """Learns from a step, starts the next plan if one is due; returns the plans finished since the last call."""
+    def observe(self, request: str, reply: pb.StepReply) -> list[PlanNote]:
+        """Learns from a step of `request`, starts the next plan if one is due; returns the plans finished meanwhile."""
         timings = reply.timings
         self._planner.observe(
-            window_from_proto(reply.window, reply.prefill),
+            window_from_proto(reply.window, reply.prefill, request, None if reply.prefill else reply.accepted + 1),
             [sample_from_proto(sample) for sample in timings.samples],
             keys(reply.resident),
             timings.draft_s + timings.verify_s,
+            reply.emitted[-1] if reply.emitted else None,
         )
         if self._sent_to != self._receivers():
             self._planner.redo()
@@ -75,12 +77,15 @@ class PlanDispatch:
         self._solver.shutdown(wait=False, cancel_futures=True)
 
     async def _plan(self) -> None:
+        started_ns, started = time.time_ns(), time.monotonic()
         task = self._planner.task()
-        started_ns = time.time_ns()
-        plan = await asyncio.get_running_loop().run_in_executor(self._solver, task.solve)
-        ended_ns = time.time_ns()
+        ends = started + task.deadline_s
+        solved = await asyncio.get_running_loop().run_in_executor(
+            self._solver, task.solve, lambda: ends - time.monotonic()
+        )
+        plan, ended_ns = solved.plan, time.time_ns()
         took_s = (ended_ns - started_ns) / 1e9
-        self._planner.adopt(plan, took_s, time.monotonic())
+        self._planner.adopt(task, solved, took_s, time.monotonic())
         self._made.append(PlanNote(took_s * 1e3, plan.solver_status))
         self._spans.append(
             pb.Span(
@@ -88,11 +93,24 @@ class PlanDispatch:
                 name=f"plan {plan.epoch}",
                 start_ns=started_ns,
                 end_ns=ended_ns,
-                args={"status": plan.solver_status, "hot": str(int(plan.hot().sum()))},
+                args=self._described(task, solved),
             )
         )
         del self._spans[:-MAX_SPANS]
         await self._send(plan)
+
+    def _described(self, task: PlanningTask, solved: Solved) -> dict[str, str]:
+        recall = self._planner.prefetch_recall
+        return {
+            "solver": "thresholds" if task.assignment is None else "assignment",
+            "status": solved.plan.solver_status,
+            "gap": f"{solved.gap:.4f}",
+            "drift": f"{task.drift:.3f}",
+            "hot": str(int(solved.plan.hot().sum())),
+            "transfers": f"{solved.transfers} of {task.problem.link_experts}",
+            "prefetch_recall": "unknown" if recall is None else f"{recall:.2f}",
+            **{f"error {actor}": f"{error:.3f}" for actor, error in self._planner.prediction_errors().items()},
+        }
 
     async def _send(self, plan: Plan) -> None:
         """To the device first: it orders its evictions by the plan before the prefetcher's first transfer arrives."""

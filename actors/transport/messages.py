@@ -78,12 +78,26 @@ def window_to_proto(window: RoutingWindow, used: Sequence[int], hits: Sequence[i
             pb.LayerCounts(layer=layer, counts=window.counts[row].tolist(), used=used[row], hits=hits[row])
             for row, layer in enumerate(shape.layer_ids)
         ],
+        token_ids=[] if window.token_ids is None else window.token_ids.tolist(),
+        experts=b"" if window.ids is None else window.ids.astype(_expert_type(shape.n_experts)).tobytes(),
     )
 
 
-def window_from_proto(message: pb.Window, prefill: bool) -> RoutingWindow:
+def window_from_proto(
+    message: pb.Window, prefill: bool, request: str = "", accepted: int | None = None
+) -> RoutingWindow:
+    """`request` and `accepted` as in RoutingWindow. Raises ValueError when the experts do not fit the counts."""
     counts = np.array([entry.counts for entry in message.layers], dtype=np.int64)
-    return RoutingWindow(tokens=message.tokens, counts=counts, prefill=prefill)
+    ids = None
+    if message.experts:
+        flat = np.frombuffer(message.experts, _expert_type(counts.shape[1]))
+        ids = flat.astype(np.int64).reshape(message.tokens, len(counts), -1)
+    token_ids = np.array(message.token_ids, dtype=np.int64) if message.token_ids else None
+    return RoutingWindow(message.tokens, counts, prefill, token_ids, ids, request, accepted)
+
+
+def _expert_type(n_experts: int) -> str:
+    return "u1" if n_experts <= 256 else "<u2"
 
 
 def refs(keys: Iterable[ExpertKey]) -> list[pb.ExpertRef]:

@@ -140,12 +140,16 @@ class StepReply(_message.Message):
     def __init__(self, emitted: _Optional[_Iterable[int]] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., prefill: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., plan_epoch: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ...) -> None: ...
 
 class Window(_message.Message):
-    __slots__ = ("tokens", "layers")
+    __slots__ = ("tokens", "layers", "token_ids", "experts")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    EXPERTS_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     layers: _containers.RepeatedCompositeFieldContainer[LayerCounts]
-    def __init__(self, tokens: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerCounts, _Mapping]]] = ...) -> None: ...
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    experts: bytes
+    def __init__(self, tokens: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerCounts, _Mapping]]] = ..., token_ids: _Optional[_Iterable[int]] = ..., experts: _Optional[bytes] = ...) -> None: ...
 
 class LayerCounts(_message.Message):
     __slots__ = ("layer", "counts", "used", "hits")

@@ -44,7 +44,7 @@ def test_rooms_know_only_those_below(room):
 
 
 def test_policies_are_pure():
-    files = list((ROOT / "actors" / "policy").glob("*.py"))
+    files = list((ROOT / "actors" / "policy").rglob("*.py"))
     assert files
     for path in files:
         used = imports(path)

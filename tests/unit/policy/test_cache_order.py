@@ -82,6 +82,16 @@ def test_a_plan_gives_new_utilities(as_callable):
     assert cache.residents() == [C, A, B]
 
 
+def test_a_fill_that_a_new_plan_does_not_want_is_demoted_and_leaves_first():
+    cache = ExpertCache(2)
+    for expert, utility in ((1, 2), (2, 5)):
+        cache.begin_fill(ExpertKey(0, expert), utility)
+    cache.commit(ExpertKey(0, 1))
+    cache.set_plan({ExpertKey(0, 1): 2})
+    cache.commit(ExpertKey(0, 2))
+    assert cache.begin_fill(ExpertKey(0, 3), 1).evicted == ExpertKey(0, 2)
+
+
 def test_eviction_is_the_reverse_of_prefetch():
     wanted = [(ExpertKey(layer, expert), (layer * 5 + expert * 3) % 4) for layer in range(3) for expert in range(4)]
     queue = TransferQueue(1)

@@ -35,6 +35,39 @@ def test_equal_workers_stay_within_grahams_bound(pairs, count):
     assert makespan(pairs, workers, split_misses(pairs, workers)) <= (4 / 3 - 1 / (3 * count)) * best + 1e-9
 
 
+@given(
+    st.dictionaries(st.integers(0, 9), st.integers(1, 9), min_size=1, max_size=6),
+    st.lists(st.builds(WorkerCost, st.just("w"), *[st.floats(0.01, 10)] * 3), min_size=1, max_size=3),
+)
+@settings(max_examples=100, deadline=None)
+def test_close_to_the_best_of_all_even_with_few_experts(pairs, workers):
+    def shares(places):
+        return [[e for e, at in zip(pairs, places, strict=True) if at == w] for w in range(len(workers))]
+
+    best = min(makespan(pairs, workers, shares(places)) for places in product(range(len(workers)), repeat=len(pairs)))
+    # No more than the dearest single expert on its best worker above the optimum.
+    slack = max(min(w.expert_s + w.pair_s * p for w in workers) for p in pairs.values())
+    assert makespan(pairs, workers, split_misses(pairs, workers)) <= best + slack + 1e-9
+
+
+def test_heavy_experts_go_where_a_pair_costs_little():
+    processor, link = WorkerCost("cpu", 0.0, 1.0, 1.0), WorkerCost("link", 0.0, 6.0, 0.0)
+    shares = split_misses({e: 1 for e in range(20)} | {20: 9, 21: 9, 22: 8}, [processor, link])
+    assert set(shares[1]) >= {20, 21, 22}
+
+
+def test_many_experts_on_divisible_terms():
+    """A lower bound by prices: Σ_e min_w λ_w·cost, λ adding up to 1, is below the makespan of any shares."""
+    pairs = {e: 1 + (7 * e) % 5 for e in range(64)}
+    workers = [WorkerCost("a", 0.1, 1.0, 0.1), WorkerCost("b", 0.2, 2.0, 0.05), WorkerCost("c", 0.0, 1.5, 0.8)]
+    prices = ((a / 40, b / 40, 1 - (a + b) / 40) for a in range(41) for b in range(41 - a))
+    bound = max(
+        sum(min(q * (w.expert_s + w.pair_s * p) for q, w in zip(price, workers, strict=True)) for p in pairs.values())
+        for price in prices
+    )
+    assert makespan(pairs, workers, split_misses(pairs, workers)) <= 1.04 * bound
+
+
 def test_slow_worker_gets_what_it_can_finish_in_time():
     fast, slow = WorkerCost("fast", 0.0, 1.0, 0.0), WorkerCost("slow", 0.0, 3.0, 0.0)
     assert [len(share) for share in split_misses(dict.fromkeys(range(8), 1), [fast, slow])] == [6, 2]

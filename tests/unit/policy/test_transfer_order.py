@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moespac.actors.core import ExpertKey
+from moespac.actors.policy.cache_order import IntegrityError
 from moespac.actors.policy.transfer_order import TransferQueue
 
 A, B, C, D = ExpertKey(0, 1), ExpertKey(0, 2), ExpertKey(1, 0), ExpertKey(2, 5)
@@ -177,7 +178,38 @@ def test_never_over_budget_never_twice_never_out_of_order(steps):
                     refused[key] = wishes[key]
             else:
                 queue.done(transfer, moved=step[0] == "done")
+                if step[0] == "failed" and transfer.plan_epoch < epoch and key in wishes:
+                    line[key] = wishes[key]
             if step[0] != "done" and transfer.plan_epoch == epoch:
                 charged -= 10
         assert (queue.budget_left, len(queue)) == (budget - charged, len(line) + len(aside) + len(refused))
         assert set(queue.in_flight) == set(flying)
+        queue.check_integrity()
+
+
+def test_a_transfer_overtaken_by_a_plan_that_wants_it_too_is_made_for_that_plan():
+    queue = TransferQueue(10)
+    queue.replace(1, [(A, 3), (B, 2)], 1000)
+    overtaken, dropped = queue.pop(), queue.pop()
+    queue.replace(2, [(C, 2), (A, 1)], 20)
+    queue.done(dropped, moved=False)
+    queue.done(overtaken, moved=False)
+    assert drain(queue) == [C, A], "at the new plan's utility and within its budget; nobody wants B any more"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda queue: queue._heap.append((-1, A)), "more than one place"),
+        (lambda queue: queue._set_aside.update({D: 1}), "does not want them"),
+        (lambda queue: setattr(queue, "_spent", 0), "counted as spent"),
+    ],
+)
+def test_integrity_check_finds_damage(damage, says):
+    queue = TransferQueue(10)
+    queue.replace(1, [(A, 3), (B, 2)], 1000)
+    queue.pop()
+    queue.check_integrity()
+    damage(queue)
+    with pytest.raises(IntegrityError, match=says):
+        queue.check_integrity()

@@ -1,10 +1,14 @@
 """From windows to plans: when one is due, what it is made from, and that it stays within its budgets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from moespac.actors.core import CostSample, ExpertKey, ModelShape, RoutingWindow
-from moespac.actors.scheduler.planner import MAX_DUTY, Planner, PlannerSettings
+from moespac.actors.policy.prefetch_gate import PROBE_EVERY
+from moespac.actors.scheduler.planner import DRIFT, MAX_DUTY, Planner, PlannerSettings
+from moespac.actors.scheduler.planning_task import Solved
 
 SHAPE = ModelShape(layer_ids=(1, 2, 4), n_experts=8, top_k=2, hidden_size=32, intermediate_size=16, expert_bytes=3072)
 SETTINGS = PlannerSettings("as_described", gamma=4, replan_every=2, deadline_s=1.0, deterministic=True)
@@ -32,10 +36,17 @@ def planner(slots: int = 6, **settings) -> Planner:
     return Planner(SHAPE, slots, "gpu-0", ["cpu-0"], PlannerSettings(**values))
 
 
+def adopted(made: Planner, took_s: float, now_s: float) -> Solved:
+    task = made.task()
+    solved = task.solve()
+    made.adopt(task, solved, took_s, now_s)
+    return solved
+
+
 def test_favourites_become_hot_within_the_slots():
     made = planner(slots=6)
     observed(made)
-    plan = made.task().solve()
+    plan = made.task().solve().plan
     assert plan.solver_status == "OPTIMAL"
     assert plan.hot().sum() <= 6
     assert plan.hot()[:, [0, 3]].all(), "the only experts in use are worth their slots: a worker is nine times slower"
@@ -46,7 +57,7 @@ def test_favourites_become_hot_within_the_slots():
 def test_never_more_hot_experts_than_slots(slots):
     made = planner(slots=slots)
     observed(made, steps=6)
-    assert made.task().solve().hot().sum() <= slots
+    assert made.task().solve().plan.hot().sum() <= slots
 
 
 def test_the_link_limits_what_a_plan_may_move():
@@ -56,29 +67,32 @@ def test_the_link_limits_what_a_plan_may_move():
         made.observe(window(0, 3), slow, (), step_s=0.02)
     task = made.task()
     assert task.problem.link_experts == 1, "a link slower than a step still moves one expert a plan"
-    assert task.solve().hot().sum() <= 1
+    assert task.solve().plan.hot().sum() <= 1
 
 
-def test_a_plan_is_due_after_enough_steps_with_changed_utilities():
+def test_a_plan_is_due_after_enough_steps_if_demand_has_drifted():
     made = planner()
     observed(made, steps=1)
     assert not made.due(0.0), "too few steps"
     observed(made, steps=1)
     assert made.due(0.0)
-    plan = made.task().solve()
-    made.adopt(plan, took_s=0.001, now_s=10.0)
+    adopted(made, took_s=0.001, now_s=10.0)
     assert not made.due(10.0)
-    # Utilities saturate: the same windows again and again change nothing more.
-    observed(made, steps=8)
-    plan = made.task().solve()
+    # Demand saturates: the same windows again and again change nothing more.
+    observed(made, steps=60)
+    adopted(made, took_s=0.001, now_s=20.0)
     observed(made, steps=8)
     assert not made.due(1e9)
+    for _ in range(2):
+        made.observe(window(5, 6), [], (), step_s=0.02)
+    assert made.due(1e9), "other favourites"
+    assert made.task().drift >= DRIFT
 
 
 def test_planning_keeps_to_its_share_of_the_time():
     made = planner()
     observed(made)
-    made.adopt(made.task().solve(), took_s=1.0, now_s=100.0)
+    adopted(made, took_s=1.0, now_s=100.0)
     observed(made)
     earliest = 100.0 + 1.0 / MAX_DUTY - 1.0
     assert not made.due(earliest - 0.01)
@@ -95,7 +109,7 @@ def test_epochs_grow_and_equal_inputs_give_equal_plans():
     one, two = planner(), planner()
     for made in (one, two):
         observed(made)
-    first, second = one.task().solve(), two.task().solve()
+    first, second = one.task().solve().plan, two.task().solve().plan
     assert (first.thresholds == second.thresholds).all() and (first.utilities == second.utilities).all()
     assert one.task().epoch == first.epoch + 1
 
@@ -114,3 +128,67 @@ def test_residents_are_what_the_last_step_said():
     observed(made, resident=(ExpertKey(4, 7), ExpertKey(1, 0)))
     resident = made.task().problem.resident
     assert resident.sum() == 2 and resident[2, 7] and resident[0, 0]
+
+
+def test_a_plan_that_the_link_held_back_is_followed_by_another():
+    made = planner(form="assignment", replan_every=1)
+    slow, worker = CostSample("link", 1, 0, 0.0065), CostSample("cpu-0", 2, 10, 5e-3)
+    for _ in range(60):
+        made.observe(window(0, 3), [slow, worker], (), step_s=0.02)
+    assert adopted(made, took_s=0.0, now_s=0.0).transfers == 3, "as many as the link moves in a step"
+    made.observe(window(0, 3), [], (), step_s=0.02)
+    assert made.due(1.0), "demand is the same, but three of six favourites are still missing"
+
+
+def test_useless_transfers_are_stopped_and_probed():
+    made = planner()
+    useless = [tuple(ExpertKey(layer, e) for layer in SHAPE.layer_ids for e in pair) for pair in ((4, 5), (6, 7))]
+    for step in range(40):
+        made.observe(window(0, 3), [], useless[step // 2 % 2], step_s=0.02)
+    assert made.prefetch_recall == 0.0
+    tasks = [made.task() for _ in range(40)]
+    assert sum(task.problem.link_experts > 0 for task in tasks) == 40 // PROBE_EVERY
+    assert all(task.link_budget_bytes == task.problem.link_experts * SHAPE.expert_bytes for task in tasks)
+    assert tasks[0].solve().transfers == 0
+
+
+def test_the_per_expert_form_keeps_budgets_and_wants_the_favourites():
+    for slots, workers in ((6, ["cpu-0"]), (3, ["cpu-0", "cpu-1"]), (4, [])):
+        made = Planner(SHAPE, slots, "gpu-0", workers, replace(SETTINGS, form="assignment"))
+        observed(made)
+        solved = adopted(made, took_s=0.0, now_s=0.0)
+        hot = solved.plan.hot()
+        assert hot.sum() <= slots and not hot[:, [1, 2, 4, 5, 6, 7]].any()
+        assert hot[:, [0, 3]].sum() == min(slots, 6)
+        assert solved.plan.solver_status in ("OPTIMAL", "FEASIBLE") and 0 <= solved.gap < 1
+        observed(made)
+        again = made.task()
+        assert (again.solve().plan.hot() == hot).all() and again.hint is solved.hint
+
+
+def test_without_time_the_per_expert_form_still_has_a_valid_plan():
+    made = Planner(SHAPE, 4, "gpu-0", ["cpu-0"], replace(SETTINGS, form="assignment", deterministic=False))
+    observed(made)
+    solved = made.task().solve(lambda: 0.0)
+    assert solved.plan.solver_status == "GREEDY" and solved.plan.hot().sum() <= 4
+
+
+def test_the_next_token_reaches_the_estimator(monkeypatch):
+    made, asked = planner(), []
+    monkeypatch.setattr(
+        made._estimator,
+        "expected_counts",
+        lambda tokens, draft=None, request="": asked.append((tokens, draft)) or np.full((3, 8), 2.0 * tokens / 8),
+    )
+    made.observe(window(0, 3), [], (), step_s=0.02, next_token=17)
+    made.task()
+    made.observe(window(0, 3), [], (), step_s=0.02)
+    made.task()
+    assert asked[0] == (5, (17,)) and asked[-1] == (5, ())
+
+
+def test_a_planner_takes_up_what_another_has_learned():
+    taught, fresh = planner(estimator="best"), planner(estimator="best")
+    observed(taught, steps=6)
+    fresh.take_up(taught.learned())
+    np.testing.assert_allclose(fresh.task().problem.expected_counts, taught.task().problem.expected_counts, rtol=1e-6)

@@ -1,0 +1,48 @@
+"""Many ridge regressions on the same inputs, kept exact after every sample: recursive least squares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+class RecursiveRidge:
+    """Weights B minimising the discounted Σ ‖y − x·B‖² + ridge·‖B‖².
+
+    One weight matrix [inputs, outputs] for all outputs, since they share the covariance of the inputs
+    (Haykin, Adaptive Filter Theory, ch. 10; a block of samples at a time by the Woodbury identity). `forget` is the
+    factor by which older samples lose weight with each new one, by widening the covariance; no input's variance grows
+    beyond its first: inputs that stay away would otherwise widen it without bound.
+    """
+
+    def __init__(self, inputs: int, outputs: int, ridge: float, forget: float = 1.0) -> None:
+        self._ridge, self._forget = ridge, forget
+        self._covariance = np.eye(inputs) / ridge
+        self._weights = np.zeros((inputs, outputs), dtype=np.float32)
+
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
+        """float32 [samples, outputs] for float32 [samples, inputs]."""
+        return inputs @ self._weights
+
+    def observe(self, inputs: np.ndarray, surprise: np.ndarray) -> None:
+        """Learns from `surprise` [samples, outputs]: what was seen minus what `predict(inputs)` gives now."""
+        x = inputs.astype(np.float64)
+        widest = 1.0 / (self._ridge * np.diagonal(self._covariance))
+        widening = np.sqrt(np.minimum(self._forget ** -len(x), np.maximum(widest, 1.0)))
+        self._covariance *= widening[:, None] * widening
+        spread = self._covariance @ x.T
+        gain = np.linalg.solve(np.eye(len(x)) + x @ spread, spread.T).T
+        self._weights += gain.astype(np.float32) @ surprise
+        self._covariance -= gain @ spread.T
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Weights and covariance."""
+        return {"weights": self._weights.copy(), "covariance": self._covariance.copy()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes up what `state` gave; ValueError when it is of another size."""
+        weights, covariance = np.asarray(state["weights"]), np.asarray(state["covariance"])
+        if weights.shape != self._weights.shape or covariance.shape != self._covariance.shape:
+            raise ValueError(f"regression: weights have shape {weights.shape}; expected {self._weights.shape}")
+        self._weights, self._covariance = weights.astype(np.float32), covariance.astype(np.float64)

@@ -1,0 +1,1 @@
+"""Offloading policies of other systems, and moespac's own, on one interface: for the simulator to compare."""

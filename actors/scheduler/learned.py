@@ -1,0 +1,64 @@
+"""What an estimator has learned, kept in a file beside the expert store, so that a restart is warm."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+log = structlog.get_logger()
+
+MAX_BYTES = 256 << 20
+"""Largest state that is written or read."""
+_OWNER = "__owner__"
+
+
+class LearnedFile:
+    """One file for one estimator of one model. `fingerprint`: identity of the model's weights."""
+
+    def __init__(self, store: Path, estimator: str, fingerprint: str) -> None:
+        self.path = store.with_name(f"{store.name}.{estimator}.npz")
+        self._owner = f"{estimator} {fingerprint}"
+
+    def save(self, state: Mapping[str, np.ndarray]) -> None:
+        """Replaces the file in one step; what cannot be written is logged and left."""
+        size = sum(np.asarray(array).nbytes for array in state.values())
+        if not state or size > MAX_BYTES:
+            if state:
+                log.warning("estimator not saved: it is too large", path=str(self.path), bytes=size, limit=MAX_BYTES)
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    np.savez(file, **{_OWNER: np.array(self._owner)}, **state)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(scratch, self.path)
+            except BaseException:
+                Path(scratch).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            log.warning("estimator not saved", path=str(self.path), reason=str(error))
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """What was saved last; None, with the reason in the log, where it is of no use here."""
+        if not self.path.exists():
+            return None
+        try:
+            if self.path.stat().st_size > MAX_BYTES + (1 << 20):
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+            with np.load(self.path, allow_pickle=False) as file:
+                owner = str(file[_OWNER])
+                if owner != self._owner:
+                    raise ValueError(f"it is of {owner!r}, this is {self._owner!r}")
+                return {name: file[name] for name in file.files if name != _OWNER}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("estimator starts cold: its file is refused", path=str(self.path), reason=str(error))
+            return None
