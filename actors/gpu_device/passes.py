@@ -42,6 +42,8 @@ class Pass:
     wait_s: float = 0.0
     samples: list[CostSample] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    predicted: np.ndarray | None = None
+    """What a draft's routers wanted before the pass, as `counts`; None: no draft had routers."""
     counts: np.ndarray = field(init=False)
     used: list[int] = field(init=False)
     hits: list[int] = field(init=False)
@@ -67,6 +69,12 @@ class Pass:
         self.counts[row] += counts
         self.used[row] = int(np.count_nonzero(counts))
         self.hits[row] = hits
+
+    def foreseen(self, layer: int, counts: np.ndarray) -> None:
+        """Notes what a layer's router wanted in drafting: pairs per expert."""
+        if self.predicted is None:
+            self.predicted = np.zeros_like(self.counts)
+        self.predicted[self.shape.row(layer)] += counts
 
     def window(self, prefill: bool) -> RoutingWindow:
         return RoutingWindow(tokens=self.tokens, counts=self.counts, prefill=prefill)

@@ -15,7 +15,7 @@ from ..policy.estimator import make_estimator
 MAX_DUTY = 0.05
 """Largest share of one core's time that planning takes."""
 STEP_SMOOTHING = 0.2
-"""Weight of the newest step in the mean step time."""
+"""Weight of the newest step in the means of its time and of its tokens."""
 
 
 SAMPLES_PER_STEP = 4
@@ -35,7 +35,6 @@ class PlannerSettings:
     """`estimator`: name of the utility estimator; `replan_every`: steps between plans; `deadline_s`: solver's limit."""
 
     estimator: str
-    gamma: int
     replan_every: int
     deadline_s: float
     deterministic: bool = False
@@ -75,6 +74,7 @@ class Planner:
         self._resident = np.zeros((shape.n_layers, shape.n_experts), dtype=bool)
         self._rows = {layer: row for row, layer in enumerate(shape.layer_ids)}
         self._step_s = 0.0
+        self._step_tokens = 1.0
         self._steps_since_plan = 0
         self._next_plan_s = 0.0
         self._planned_utilities: np.ndarray | None = None
@@ -98,6 +98,7 @@ class Planner:
             self._resident[self._rows[key.layer], key.expert] = True
         if not window.prefill:
             self._step_s += (step_s - self._step_s) * (STEP_SMOOTHING if self._step_s else 1.0)
+            self._step_tokens += (window.tokens - self._step_tokens) * STEP_SMOOTHING
             self._steps_since_plan += 1
 
     def due(self, now_s: float) -> bool:
@@ -122,7 +123,7 @@ class Planner:
             epoch=self.epoch,
             problem=ThresholdProblem(
                 utilities=self._planned_utilities,
-                expected_counts=self._estimator.expected_counts(self._settings.gamma + 1),
+                expected_counts=self._estimator.expected_counts(max(1, round(self._step_tokens))),
                 resident=self._resident.copy(),
                 slots=self._slots,
                 link_experts=link_experts,

@@ -7,7 +7,7 @@ from moespac.actors.core import CostSample, ExpertKey, ModelShape, RoutingWindow
 from moespac.actors.scheduler.planner import MAX_DUTY, Planner, PlannerSettings
 
 SHAPE = ModelShape(layer_ids=(1, 2, 4), n_experts=8, top_k=2, hidden_size=32, intermediate_size=16, expert_bytes=3072)
-SETTINGS = PlannerSettings("as_described", gamma=4, replan_every=2, deadline_s=1.0, deterministic=True)
+SETTINGS = PlannerSettings("as_described", replan_every=2, deadline_s=1.0, deterministic=True)
 
 
 def window(*favourites: int, tokens: int = 5) -> RoutingWindow:
