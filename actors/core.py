@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+DRAFT_KINDS = ("model", "ngram", "self")
+"""A dense draft model; text that stood there before; the target with its resident experts only."""
 
 
 class ExpertKey(NamedTuple):
@@ -91,7 +94,7 @@ class CostSample:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen from the target's logits."""
+    """How the next token is chosen from the target's logits; the order of the parts is that of `policy/sampler.py`."""
 
     temperature: float = 0.0
     """0: greedy."""
@@ -99,10 +102,49 @@ class Sampling:
     top_k: int = 0
     """0: all tokens."""
     seed: int = 0
+    min_p: float = 0.0
+    """Tokens less probable than this share of the most probable one's probability are excluded."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens seen in prompt or output are divided by it if positive, multiplied if negative."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token in the output so far."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit as often as the output so far contains it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what is added to its logit)."""
+    verification: Literal["coupled", "rejection"] = "coupled"
+    """How drafts are verified: by equality under shared noise, or by classical rejection sampling."""
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+
+class DraftChoice(NamedTuple):
+    """Which draft to ask, and for how many tokens at most."""
+
+    kind: str
+    """One of DRAFT_KINDS."""
+    gamma: int
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A chain of draft tokens."""
+
+    tokens: tuple[int, ...] = ()
+    logits: tuple[np.ndarray, ...] | None = None
+    """What each was chosen from, float [vocab of the target]; None: proposed without drawing."""
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural log-probabilities at one position, of the model's own distribution."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The most probable tokens with theirs, descending."""
 
 
 @dataclass(frozen=True)

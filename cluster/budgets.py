@@ -32,7 +32,7 @@ def check_budgets(deployment: Deployment, shape: ModelShape, kv_bytes_per_token:
             _too_small(f"{at}.expert_memory", gpu.expert_memory, slot_bytes(shape), "one expert", ", or to 0: no slots")
         )
     # A window holds the draft and the token the target adds; at least one prompt token precedes it.
-    window = deployment.scheduler.gamma + 2
+    window = deployment.most_drafted + 2
     if gpu.kv_memory < window * kv_bytes_per_token:
         what = f"the {window} tokens of the shortest request ({show_size(kv_bytes_per_token)} a token)"
         problems.append(_too_small(f"{at}.kv_memory", gpu.kv_memory, window * kv_bytes_per_token, what))

@@ -106,7 +106,7 @@ def _check_model(deployment: Deployment) -> tuple[list[Problem], list[str], list
     layout = checkpoint.layout.stored_as(model.store_format, model.expert_scales)
     shape = replace(checkpoint.shape, expert_bytes=layout.expert_bytes)
     try:
-        kv = sum(kv_numbers_per_token(d) for d in (model.target, model.draft) if d is not None)
+        kv = sum(kv_numbers_per_token(d) for d in (model.target, deployment.draft_model) if d is not None)
     except (OSError, ValueError, UnsupportedExperts, CacheUnsupported) as error:
         problems.append(Problem("model", "", str(error), "choose a model of a supported architecture"))
         return problems, [], []

@@ -131,9 +131,26 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus: smallest set of tokens with this probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Most probable tokens only; 0: all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Least share of the most probable token's probability; 0: all.")] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Of tokens in prompt and output; above 1 they become rarer.")
+    ] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="Taken off the logits of the output's tokens.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="The same for every time a token is there.")] = 0.0,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(metavar="TOKEN=BIAS", help="Added to a token's logit; may be repeated.")
+    ] = None,
+    verification: Annotated[
+        str, typer.Option(help="Of drafts: coupled, or rejection (equal in distribution only).")
+    ] = "coupled",
     seed: Annotated[int, typer.Option(help="Of the sampling noise.")] = 0,
     gamma: Annotated[int | None, typer.Option(help="Draft tokens a step; changes speed, never the text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    stop_token: Annotated[list[int] | None, typer.Option(help="End at this token id; may be repeated.")] = None,
     ignore_eos: Annotated[bool, typer.Option(help="Go on past the end-of-text token.")] = False,
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: log-probabilities, and those of so many most probable tokens.")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds for the whole generation.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write a timeline in Chrome trace format (open it in Perfetto).")
@@ -145,6 +162,8 @@ def generate(
     from .report import generation_table
     from .timeline import write_trace
 
+    if logprobs is not None and not as_json:
+        raise typer.BadParameter("--logprobs needs --json: the text alone does not show them")
     text = sys.stdin.read() if prompt == "-" else prompt
     with Client(server) as client:
         generation = client.generate(
@@ -153,9 +172,18 @@ def generate(
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=_biases(logit_bias or []),
+            verification=verification,
             seed=seed,
             gamma=gamma,
+            stop=stop or [],
+            stop_token_ids=stop_token or [],
             ignore_eos=ignore_eos,
+            logprobs=logprobs,
             trace=trace is not None,
             timeout=timeout,
         )
@@ -164,7 +192,10 @@ def generate(
                 print(piece, end="", flush=True)
     statistics = generation.statistics
     if as_json:
-        print(json.dumps({"text": generation.text, "token_ids": list(generation.token_ids), **asdict(statistics)}))
+        answer = {"text": generation.text, "token_ids": list(generation.token_ids), **asdict(statistics)}
+        if logprobs is not None:
+            answer["logprobs"] = [asdict(entry) for entry in generation.logprobs]
+        print(json.dumps(answer))
     else:
         from rich.console import Console
 
@@ -173,6 +204,17 @@ def generate(
     if trace is not None:
         write_trace(trace, generation.spans)
         typer.echo(f"timeline: {trace} (open it at ui.perfetto.dev)", err=True)
+
+
+def _biases(entries: list[str]) -> dict[int, float]:
+    biases = {}
+    for entry in entries:
+        token, _, bias = entry.partition("=")
+        try:
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise typer.BadParameter(f"--logit-bias: {entry!r} is not TOKEN=BIAS, as in 50256=-10000") from None
+    return biases
 
 
 @app.command()

@@ -5,6 +5,7 @@ from .load import key_lines, load_deployment
 from .schema import (
     CpuDeviceConfig,
     Deployment,
+    DraftConfig,
     GpuDeviceConfig,
     LinkConfig,
     ModelConfig,
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigError",
     "CpuDeviceConfig",
     "Deployment",
+    "DraftConfig",
     "GpuDeviceConfig",
     "LinkConfig",
     "ModelConfig",

@@ -69,6 +69,14 @@ def _torch_device(value: str) -> str:
     raise Invalid("is not a torch device this program can use", remedy)
 
 
+def _gamma(value: Any) -> Any:
+    # Checked here: of a union of types pydantic would name one error for each.
+    whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_GAMMA
+    if value != "auto" and not whole:
+        raise Invalid("is no number of draft tokens", f"write auto, or a whole number from 0 to {MAX_GAMMA}")
+    return value
+
+
 def _resource(value: str) -> str:
     if value.lower() in ("cpu", "gpu", "memory", "object_store_memory"):
         raise Invalid("is a resource that Ray defines itself", "name a custom one, such as moespac-worker")
@@ -77,6 +85,9 @@ def _resource(value: str) -> str:
     return value
 
 
+MAX_GAMMA = 16
+"""Most draft tokens a step; beyond that the chance that all are accepted is nil."""
+DraftKind = Literal["model", "ngram", "self"]
 Size = Annotated[StrictInt, _with_unit(parse_size), Field(ge=0)]
 Rate = Annotated[float, _with_unit(parse_rate), Field(gt=0, allow_inf_nan=False)]
 Duration = Annotated[float, _with_unit(parse_duration), Field(ge=0, allow_inf_nan=False)]
@@ -109,7 +120,7 @@ class ModelConfig(Section):
     target: ConfigPath
     """Folder of the Mixture-of-Experts checkpoint: config.json, safetensors, tokenizer.json."""
     draft: ConfigPath | None = None
-    """Folder of a small dense checkpoint with the same tokenizer, proposing tokens; absent: no drafts."""
+    """Folder of a small dense checkpoint with the same tokenizer, proposing tokens; absent: no draft model."""
     store: ConfigPath | None = None
     """Folder of the converted experts, made on first use; absent: a folder below the user's cache folder."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -225,14 +236,23 @@ class PrefetcherConfig(Section):
     """Custom Ray resource that a node must offer to run this actor; absent: any node."""
 
 
+class DraftConfig(Section):
+    """Who proposes tokens for the target to verify, and how many. Changes speed, never the tokens."""
+
+    kinds: tuple[DraftKind, ...] | None = None
+    """`model`: model.draft; `ngram`: text seen before; `self`: the target by its resident experts; absent: all."""
+    gamma: Annotated[Literal["auto"] | int, BeforeValidator(_gamma)] = "auto"
+    """Tokens drafted per step; `auto`: 0 to 16, whatever is measured to be fastest; 0: no speculation."""
+    ngram_memory: Size = 2**20
+    """Bytes for the texts of earlier requests that `ngram` looks in, 4 a token; 0: the request's own text only."""
+
+
 class SchedulerConfig(Section):
     """The actor that admits requests, runs their steps and plans which experts are resident."""
 
     estimator: Literal["best", "as_described", "as_released", "decayed", "token_table"] = "best"
     """How routing becomes utilities: learned from the draft's tokens and recent routing; boundaries scaled to
     the window; the paper's released constants; decayed counts; a table of token ids times decayed counts."""
-    gamma: Annotated[StrictInt, Field(ge=0, le=64)] = 4
-    """Tokens drafted per step; 0: no speculation. Changes speed, never the tokens."""
     max_running: Count = 4
     """Requests that take turns at once; each holds KV-cache memory."""
     max_waiting: Annotated[StrictInt, Field(ge=0)] = 64
@@ -276,8 +296,10 @@ class Deployment(Section):
     """Exactly one device of kind gpu, and any number of kind cpu."""
     prefetcher: PrefetcherConfig
     """Host arena and disk."""
+    draft: DraftConfig = DraftConfig()
+    """Speculation."""
     scheduler: SchedulerConfig = SchedulerConfig()
-    """Requests, speculation and plans."""
+    """Requests and plans."""
     service: ServiceConfig = ServiceConfig()
     """Where clients connect."""
 
@@ -290,6 +312,28 @@ class Deployment(Section):
     def workers(self) -> tuple[CpuDeviceConfig, ...]:
         """The devices of kind cpu, in the file's order."""
         return tuple(d for d in self.devices if isinstance(d, CpuDeviceConfig))
+
+    @property
+    def draft_kinds(self) -> tuple[DraftKind, ...]:
+        """The drafts to choose from."""
+        if self.draft.gamma == 0:
+            return ()
+        if self.draft.kinds is not None:
+            return self.draft.kinds
+        there = {"model": self.model.draft is not None, "ngram": True, "self": self.gpu.expert_memory > 0}
+        return tuple(kind for kind, exists in there.items() if exists)
+
+    @property
+    def most_drafted(self) -> int:
+        """Draft tokens that a step may have unless its request says otherwise."""
+        if not self.draft_kinds:
+            return 0
+        return MAX_GAMMA if self.draft.gamma == "auto" else self.draft.gamma
+
+    @property
+    def draft_model(self) -> Path | None:
+        """Folder of the draft model, if it is used."""
+        return self.model.draft if "model" in self.draft_kinds else None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Deployment:
@@ -334,10 +378,24 @@ class Deployment(Section):
                 "set model.compute_dtype to bfloat16 or float32, or trunk_format to stored",
                 ("model", "trunk_format"),
             )
-        if self.scheduler.gamma > 0 and self.model.draft is None:
-            raise Invalid(
-                f"is {self.scheduler.gamma}, but there is no draft model to propose tokens",
-                "set model.draft, or set scheduler.gamma: 0",
-                ("scheduler", "gamma"),
-            )
+        self._drafts_exist()
         return self
+
+    def _drafts_exist(self) -> None:
+        kinds, at = self.draft.kinds or (), ("draft", "kinds")
+        if len(set(kinds)) < len(kinds):
+            raise Invalid("names a draft twice", "name each once", at)
+        if "model" in kinds and self.model.draft is None:
+            raise Invalid("has model, but there is no draft model", "set model.draft, or take model out", at)
+        if "self" in kinds and self.gpu.expert_memory == 0:
+            raise Invalid(
+                f"has self, but no expert is resident on {self.gpu.name}",
+                "give it expert_memory, or take self out",
+                at,
+            )
+        if self.draft.kinds == () and self.draft.gamma not in ("auto", 0):
+            raise Invalid(
+                f"is {self.draft.gamma}, but draft.kinds names nothing that proposes tokens",
+                "name a draft, or set draft.gamma: 0",
+                ("draft", "gamma"),
+            )

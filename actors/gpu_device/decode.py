@@ -7,16 +7,17 @@ the next pass's first input.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ..core import Sampling
-from ..policy.acceptance import accept
-from ..policy.sampling import choose_token
-from .drafting import Drafter
+from ..core import DraftChoice, Proposal, Sampling, TokenLogprobs
+from ..policy.logprobs import token_logprobs
+from ..policy.sampler import Sampler
+from ..policy.verification import verify
+from .drafts.interface import Draft, DraftState
 from .hook import experts_computed_by
 from .kv import RequestCache
 from .layer import LayerExecutor
@@ -37,21 +38,28 @@ class Session:
     """Prompt, then everything emitted."""
     reserved_tokens: int
     """Positions that its caches may grow to."""
-    sampling: Sampling
+    sampler: Sampler
     target_cache: RequestCache
-    draft_cache: RequestCache | None
+    drafts: dict[str, DraftState]
+    """What each kind of draft keeps of it."""
+    logprobs: int | None = None
+    """How many of the most probable tokens to report beside each emitted one; None: no log-probabilities at all."""
     closing: bool = False
     """Nobody wants further tokens: a step that runs breaks off."""
 
     def rollback(self) -> None:
         """Drops whatever the caches hold beyond the tokens decided: rejected drafts, or a pass that broke off."""
         keep = len(self.tokens) - 1
-        for cache in (self.target_cache, self.draft_cache):
-            if cache is not None:
-                cache.rollback(min(cache.length, keep))
+        self.target_cache.rollback(min(self.target_cache.length, keep))
+        for state in self.drafts.values():
+            state.rollback(keep)
 
     def nbytes(self) -> int:
-        return self.target_cache.nbytes() + (self.draft_cache.nbytes() if self.draft_cache else 0)
+        return self.target_cache.nbytes() + sum(state.nbytes() for state in self.drafts.values())
+
+    def behind(self) -> dict[str, int]:
+        """By kind of draft: decided tokens that it must compute before its next proposal, beyond the last."""
+        return {kind: state.behind(len(self.tokens)) for kind, state in self.drafts.items()}
 
 
 @dataclass(frozen=True)
@@ -64,24 +72,44 @@ class StepResult:
     prefill: bool
     draft_s: float
     verify_s: float
+    draft_kind: str = ""
+    """Of the draft that proposed; empty if none did."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each emitted token, where the session asks for them."""
 
 
 class Decoder:
     """Runs steps, one at a time."""
 
-    def __init__(self, target: LoadedModel, drafter: Drafter | None, executor: LayerExecutor):
-        self.target, self.drafter, self.executor = target, drafter, executor
+    def __init__(self, target: LoadedModel, drafts: Mapping[str, Draft], executor: LayerExecutor):
+        """`drafts`: by kind."""
+        self.target, self.drafts, self.executor = target, drafts, executor
 
-    def open(self, request_id: str, tokens: Sequence[int], reserved_tokens: int, sampling: Sampling) -> Session:
-        """A session that has computed nothing yet."""
-        draft_cache = RequestCache(self.drafter.model, reserved_tokens) if self.drafter else None
+    def open(
+        self,
+        request_id: str,
+        tokens: Sequence[int],
+        reserved_tokens: int,
+        sampling: Sampling,
+        prompt_tokens: int | None = None,
+        logprobs: int | None = None,
+    ) -> Session:
+        """A session that has computed nothing yet. `prompt_tokens`: of `tokens`, where not all are the prompt."""
+        sampler = Sampler(sampling, len(tokens) if prompt_tokens is None else prompt_tokens)
         target_cache = RequestCache(self.target, reserved_tokens)
-        return Session(request_id, list(tokens), reserved_tokens, sampling, target_cache, draft_cache)
+        states = {kind: draft.open(target_cache) for kind, draft in self.drafts.items()}
+        return Session(request_id, list(tokens), reserved_tokens, sampler, target_cache, states, logprobs)
+
+    def closed(self, session: Session) -> None:
+        """The session takes no further step."""
+        for draft in self.drafts.values():
+            draft.closed(session.tokens)
 
     @torch.inference_mode()
-    def step(self, session: Session, gamma: int, prefill_chunk: int, run: Pass) -> StepResult:
-        """One turn: a chunk of pending prompt tokens, or up to `gamma` draft tokens and their verification.
+    def step(self, session: Session, choices: Sequence[DraftChoice], prefill_chunk: int, run: Pass) -> StepResult:
+        """One turn: a chunk of pending prompt tokens, or drafting and verification.
 
+        Of `choices` the first that proposes anything is verified; without any, the step decides one token.
         Routing and timings are written to `run`. If it raises, the session is as before and can step again.
         """
         run.check_wanted()
@@ -89,7 +117,7 @@ class Decoder:
             pending = len(session.tokens) - session.target_cache.length
             if pending > 1:
                 return self._prefill(session, min(pending, prefill_chunk), run)
-            return self._draft_and_verify(session, gamma, run)
+            return self._draft_and_verify(session, choices, run)
         finally:
             session.rollback()
 
@@ -99,11 +127,12 @@ class Decoder:
         logits = self._forward(session, session.tokens[done : done + chunk], 1, run)
         emitted: tuple[int, ...] = ()
         if done + chunk == len(session.tokens):
-            emitted = (choose_token(logits[-1], session.sampling, len(session.tokens)),)
+            emitted = (session.sampler.choose(logits[-1], session.tokens),)
             session.tokens.extend(emitted)
-        return StepResult(emitted, 0, 0, True, 0.0, time.perf_counter() - started)
+        logprobs = _logprobs(session, emitted, logits)
+        return StepResult(emitted, 0, 0, True, 0.0, time.perf_counter() - started, logprobs=logprobs)
 
-    def _draft_and_verify(self, session: Session, gamma: int, run: Pass) -> StepResult:
+    def _draft_and_verify(self, session: Session, choices: Sequence[DraftChoice], run: Pass) -> StepResult:
         position = len(session.tokens)
         room = min(session.reserved_tokens, self.target.context_length) - position
         if room < 0:
@@ -112,20 +141,37 @@ class Decoder:
                 f"and the model's context is {self.target.context_length}"
             )
         started = time.perf_counter()
-        draft = self._draft(session, min(gamma, room), run)
+        kind, draft = self._draft(session, choices, room, run)
         drafted = time.perf_counter()
-        logits = self._forward(session, [session.tokens[-1], *draft], len(draft) + 1, run)
-        chosen = [choose_token(row, session.sampling, position + i) for i, row in enumerate(logits)]
-        decided = accept(draft, chosen)
+        logits = self._forward(session, [session.tokens[-1], *draft.tokens], len(draft.tokens) + 1, run)
+        decided = verify(session.sampler, session.tokens, draft, logits)
         session.tokens.extend(decided.emitted)
+        logprobs = _logprobs(session, decided.emitted, logits)
         verified = time.perf_counter()
-        return StepResult(decided.emitted, len(draft), decided.accepted, False, drafted - started, verified - drafted)
+        return StepResult(
+            decided.emitted,
+            len(draft.tokens),
+            decided.accepted,
+            False,
+            drafted - started,
+            verified - drafted,
+            kind,
+            logprobs,
+        )
 
-    def _draft(self, session: Session, gamma: int, run: Pass) -> list[int]:
-        if self.drafter is None or session.draft_cache is None or gamma == 0:
-            return []
-        with run.traced("draft", f"draft {gamma}"):
-            return self.drafter.propose(session.tokens, session.draft_cache, gamma, session.sampling)
+    def _draft(self, session: Session, choices: Sequence[DraftChoice], room: int, run: Pass) -> tuple[str, Proposal]:
+        """The kind that proposed ("" if none did) and its proposal, of at most `room` tokens."""
+        sampler = session.sampler.drafting(len(session.tokens))
+        for choice in choices:
+            gamma = min(choice.gamma, room)
+            if gamma < 1:
+                continue
+            state = session.drafts[choice.kind]
+            with run.traced("draft", f"{choice.kind} {gamma}", kind=choice.kind, gamma=gamma):
+                proposal = self.drafts[choice.kind].propose(session.tokens, state, gamma, sampler, run)
+            if proposal.tokens:
+                return choice.kind, proposal
+        return "", Proposal()
 
     def _forward(self, session: Session, tokens: Sequence[int], keep: int, run: Pass) -> np.ndarray:
         """Logits of the last `keep` of `tokens`, float32 [keep, V]; the cache has grown by all of them."""
@@ -138,3 +184,10 @@ class Decoder:
             logits = out.logits[0].float().cpu().numpy()
         session.target_cache.grown(len(tokens))
         return logits
+
+
+def _logprobs(session: Session, emitted: Sequence[int], logits: np.ndarray) -> tuple[TokenLogprobs, ...]:
+    """Row i of `logits` is what emitted[i] was decided from."""
+    if session.logprobs is None:
+        return ()
+    return tuple(token_logprobs(row, token, session.logprobs) for row, token in zip(logits, emitted, strict=False))

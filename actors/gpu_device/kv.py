@@ -44,7 +44,9 @@ class RequestCache:
         if length > self.length:
             raise ValueError(f"cannot roll back to {length} tokens, {self.length} are cached")
         for layer in self.cache.layers:
-            layer.crop(-max(0, layer.get_seq_length() - length))
+            # One that no pass has reached yet has nothing to crop, and a sliding window fails to.
+            if layer.is_initialized:
+                layer.crop(-max(0, layer.get_seq_length() - length))
         self.length = length
 
     def nbytes(self) -> int:

@@ -15,7 +15,7 @@ from ..prefetcher.source import ExpertSource
 from .hook import LayerExperts
 from .misses import Workers
 from .passes import Pass
-from .routing import Routing, join, route
+from .routing import Routing, join, renormalised, route
 from .slots import ExpertSlots
 
 Rows = dict[int, torch.Tensor]
@@ -42,6 +42,13 @@ class LayerExecutor:
         """What the model's experts modules call during the pass `run`."""
         return partial(self._compute, run)
 
+    def residents_only(self, run: Pass) -> LayerExperts:
+        """The same for a draft before the pass `run`: experts that are not resident are left out.
+
+        What the routers wanted goes into `run.predicted`, and nothing into `run.counts`.
+        """
+        return partial(self._residents_only, run)
+
     def _compute(
         self, run: Pass, layer: int, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
@@ -66,6 +73,19 @@ class LayerExecutor:
         if undone:
             rows |= self._fallback(run, layer, hidden, routing, undone)
         return join(hidden, routing, rows)
+
+    def _residents_only(
+        self, run: Pass, layer: int, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """[T, H] -> [T, H], the weights of the residents scaled to make up for those left out."""
+        run.check_wanted()
+        with self.slots.pinned(layer, np.unique(top_k_index.cpu().numpy()).tolist()) as residents:
+            weights = renormalised(top_k_index, top_k_weights, list(residents))
+            routing = route(top_k_index, weights, self.shape.n_experts)
+            run.foreseen(layer, routing.counts)
+            kept = Routing(routing.counts, routing.chosen, {e: routing.pairs[e] for e in residents})
+            rows = self._local(run, layer, hidden, kept, residents)
+        return join(hidden, kept, rows)
 
     def _local(
         self, run: Pass, layer: int, hidden: torch.Tensor, routing: Routing, residents: dict[int, torch.Tensor]

@@ -25,7 +25,10 @@ from ..prefetcher.store import ExpertStore
 from ..transport.calls import ExpertCaller
 from ..transport.peers import Peers
 from .decode import Decoder
-from .drafting import Drafter
+from .drafts.dense import DenseDraft
+from .drafts.interface import Draft
+from .drafts.ngram import NgramDraft
+from .drafts.resident import ResidentDraft
 from .kv import KvBudget, bytes_per_token
 from .layer import LayerExecutor
 from .link import CudaLink, EmulatedLink, Link, MemoryLink
@@ -55,7 +58,6 @@ class Device:
     shape: ModelShape
     fingerprint: str
     target: LoadedModel
-    draft: LoadedModel | None
     source: ExpertSource
     slots: ExpertSlots
     sessions: Sessions
@@ -90,12 +92,12 @@ def load_device(
             raise DeviceUnusable(
                 f"{store_path} holds the experts of another model than {model.target}: convert it again"
             )
-        if model.draft is not None:
-            check_same_tokenizer(model.target, model.draft)
+        if deployment.draft_model is not None:
+            check_same_tokenizer(model.target, deployment.draft_model)
         entered("trunk")
         target = load_trunk(model.target, dtype, device, model.trunk_format)
         entered("draft")
-        draft = load_draft(model.draft, dtype, device) if model.draft is not None else None
+        draft = load_draft(deployment.draft_model, dtype, device) if deployment.draft_model is not None else None
         kv_bytes = bytes_per_token(target) + (bytes_per_token(draft) if draft else 0)
         entered("weights")
         source = _attach(config.name, peers, prefetcher, store, stopping)
@@ -107,11 +109,23 @@ def load_device(
         spare = choice if device.type == "cpu" else choose_kernel(store.layout, dtype, device)
         log.info("expert kernel", actor=config.name, kernel=choice.kernel.name, reason=choice.reason)
         executor = LayerExecutor(config.name, shape, choice.kernel, spare.kernel, slots, source, calls)
-        decoder = Decoder(target, Drafter(draft, target.vocab_size) if draft else None, executor)
+        decoder = Decoder(target, _drafts(deployment, target, draft, executor), executor)
         sessions = Sessions(decoder, KvBudget(config.kv_memory, kv_bytes))
-        return Device(
-            config, shape, store.fingerprint, target, draft, source, slots, sessions, decoder, undo.pop_all().close
-        )
+        return Device(config, shape, store.fingerprint, target, source, slots, sessions, decoder, undo.pop_all().close)
+
+
+def _drafts(
+    deployment: Deployment, target: LoadedModel, model: LoadedModel | None, executor: LayerExecutor
+) -> dict[str, Draft]:
+    drafts: dict[str, Draft] = {}
+    for kind in deployment.draft_kinds:
+        if kind == "ngram":
+            drafts[kind] = NgramDraft(deployment.draft.ngram_memory)
+        elif kind == "self":
+            drafts[kind] = ResidentDraft(target, executor)
+        elif model is not None:
+            drafts[kind] = DenseDraft(model, target.vocab_size)
+    return drafts
 
 
 def torch_device(config: GpuDeviceConfig) -> torch.device:

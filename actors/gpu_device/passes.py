@@ -45,6 +45,8 @@ class Pass:
     wait_s: float = 0.0
     samples: list[CostSample] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    predicted: np.ndarray | None = None
+    """What a draft's routers wanted before the pass, as `counts`; None: no draft had routers."""
     counts: np.ndarray = field(init=False)
     chosen: list[np.ndarray] = field(init=False)
     """For each layer the experts of each token, int [tokens, top_k]."""
@@ -74,6 +76,12 @@ class Pass:
         self.chosen[row] = routing.chosen
         self.used[row] = int(np.count_nonzero(routing.counts))
         self.hits[row] = hits
+
+    def foreseen(self, layer: int, counts: np.ndarray) -> None:
+        """Notes what a layer's router wanted in drafting: pairs per expert."""
+        if self.predicted is None:
+            self.predicted = np.zeros_like(self.counts)
+        self.predicted[self.shape.row(layer)] += counts
 
     def window(self, prefill: bool) -> RoutingWindow:
         """What the estimators learn from; the experts of each token where every layer has run with its ids known."""

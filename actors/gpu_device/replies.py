@@ -6,14 +6,21 @@ from ...protos.v1 import steps_pb2 as pb
 from ...version import __version__
 from ..core import CostSample, Span
 from ..policy.cost import LINK
-from ..transport.messages import refs, sample_to_proto, shape_to_proto, span_to_proto, window_to_proto
-from .decode import StepResult
+from ..transport.messages import (
+    logprobs_to_proto,
+    refs,
+    sample_to_proto,
+    shape_to_proto,
+    span_to_proto,
+    window_to_proto,
+)
+from .decode import Session, StepResult
 from .loading import Device
 from .overlap_meter import LinkReport
 from .passes import Pass
 
 
-def step_reply(device: Device, run: Pass, result: StepResult, link: LinkReport) -> pb.StepReply:
+def step_reply(device: Device, session: Session, run: Pass, result: StepResult, link: LinkReport) -> pb.StepReply:
     """`link`: what it did since the last reply."""
     moved = [CostSample(LINK, 1, 0, transfer.service_s) for transfer in link.transfers]
     return pb.StepReply(
@@ -38,7 +45,19 @@ def step_reply(device: Device, run: Pass, result: StepResult, link: LinkReport) 
         ),
         spans=[span_to_proto(span) for span in (*run.spans, *_transfer_spans(run, link))],
         resident=refs(device.slots.residents()),
+        draft_kind=result.draft_kind,
+        predicted=_predicted(run, result),
+        behind=session.behind(),
+        logprobs=[logprobs_to_proto(entry) for entry in result.logprobs],
     )
+
+
+def _predicted(run: Pass, result: StepResult) -> pb.Window | None:
+    """What a draft's routers wanted, if the step has one that told."""
+    if run.predicted is None:
+        return None
+    layers = zip(run.shape.layer_ids, run.predicted.tolist(), strict=True)
+    return pb.Window(tokens=result.proposed, layers=[pb.LayerCounts(layer=at, counts=row) for at, row in layers])
 
 
 def description(name: str, device: Device | None) -> pb.DeviceDescription:
@@ -58,8 +77,9 @@ def description(name: str, device: Device | None) -> pb.DeviceDescription:
         kv_budget_bytes=device.sessions.budget.budget_bytes,
         kv_bytes_per_token=device.sessions.budget.bytes_per_token,
         context_length=device.target.context_length,
+        vocab_size=device.target.vocab_size,
         eos_token_ids=device.target.eos_token_ids,
-        has_draft=device.draft is not None,
+        drafts=list(device.decoder.drafts),
         resident=refs(residents),
         ready=True,
         resident_bytes=len(residents) * device.shape.expert_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,17 @@ def route(top_k_index: torch.Tensor, top_k_weights: torch.Tensor, n_experts: int
         share = slice(int(ends[expert] - counts[expert]), int(ends[expert]))
         pairs[expert] = (expert, rows[share], weights[share])
     return Routing(counts, chosen, pairs)
+
+
+def renormalised(top_k_index: torch.Tensor, top_k_weights: torch.Tensor, experts: Sequence[int]) -> torch.Tensor:
+    """Weights [T, k] that leave out all but `experts`; a token's others are scaled to the sum that all had together.
+
+    A token that chose none of `experts` has weights 0.
+    """
+    kept = torch.isin(top_k_index, torch.tensor(experts, dtype=top_k_index.dtype, device=top_k_index.device))
+    weights = top_k_weights * kept
+    total, left = top_k_weights.sum(1, keepdim=True), weights.sum(1, keepdim=True)
+    return weights * torch.where(left > 0, total / left, 0.0).to(weights.dtype)
 
 
 def join(hidden: torch.Tensor, routing: Routing, rows: dict[int, torch.Tensor]) -> torch.Tensor:

@@ -16,9 +16,10 @@ class TokenizerMismatch(UserError, ValueError):
 def check_same_tokenizer(target_dir: Path, draft_dir: Path) -> None:
     """Raises TokenizerMismatch unless both directories' tokenizer.json give every token the same id.
 
-    Embedding tables padded to different lengths are no difference: padded ids are no tokens.
+    Two differences are none: embedding tables padded to different lengths, as padded ids are no tokens, and a tail of
+    tokens, above all that the other has, in one of the two.
     """
-    target, draft = _tokens(target_dir), _tokens(draft_dir)
+    target, draft = _without_tail(_tokens(target_dir), _tokens(draft_dir))
     for what in ("vocabulary", "merges", "special tokens"):
         if target[what] != draft[what]:
             raise TokenizerMismatch(
@@ -45,6 +46,16 @@ def _tokens(directory: Path) -> dict[str, Any]:
     merges = [m.split(" ") if isinstance(m, str) else list(m) for m in model.get("merges", [])]
     special = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
     return {"vocabulary": vocabulary, "merges": merges, "special tokens": special}
+
+
+def _without_tail(target: dict[str, Any], draft: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both without the tokens above the smaller one's largest id."""
+    kinds = ("vocabulary", "special tokens")
+    last = min(max((i for kind in kinds for i in one[kind].values()), default=-1) for one in (target, draft))
+    return tuple(
+        one | {kind: {token: i for token, i in one[kind].items() if i <= last} for kind in kinds}
+        for one in (target, draft)
+    )
 
 
 def _example(target: Any, draft: Any) -> str:

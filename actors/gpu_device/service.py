@@ -12,7 +12,7 @@ import grpc
 from ...kernels.threads import use_threads
 from ...protos.v1 import steps_pb2 as pb
 from ...protos.v1.steps_pb2_grpc import DeviceServicer
-from ..core import ExpertKey
+from ..core import DraftChoice, ExpertKey
 from ..prefetcher.source import ExpertsUnavailable
 from ..prefetcher.store import StoreCorrupt, StoreError
 from ..transport.messages import plan_from_proto, refs, sampling_from_proto
@@ -113,6 +113,8 @@ class DeviceService(DeviceServicer):
             request.reserve_tokens,
             sampling_from_proto(request.sampling),
             request.scheduler,
+            request.prompt_tokens or None,
+            request.logprobs if request.HasField("logprobs") else None,
         )
         if device.sessions.alone(request.request_id):
             # Transfers made while nothing was asked for are no request's.
@@ -124,10 +126,10 @@ class DeviceService(DeviceServicer):
         run = self._pass(device, session, request, context)
         start_ns = time.time_ns()
         try:
-            result = device.decoder.step(session, request.gamma, request.prefill_chunk, run)
+            result = device.decoder.step(session, _choices(device, request), request.prefill_chunk, run)
         finally:
             self._meter.computed(start_ns, time.time_ns())
-        return step_reply(device, run, result, self._meter.report())
+        return step_reply(device, session, run, result, self._meter.report())
 
     def _pass(self, device: Device, session: Session, request: pb.StepRequest, context: grpc.ServicerContext) -> Pass:
         left_s = context.time_remaining()
@@ -158,3 +160,13 @@ class DeviceService(DeviceServicer):
         if device is None:
             context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._name} does not serve: it is starting or stopping")
         return device
+
+
+def _choices(device: Device, request: pb.StepRequest) -> list[DraftChoice]:
+    for choice in request.drafts:
+        if choice.kind not in device.decoder.drafts:
+            raise BadRequest(
+                f"drafts: {choice.kind!r} is none of this device's drafts: "
+                f"choose among {', '.join(device.decoder.drafts) or 'none'}"
+            )
+    return [DraftChoice(choice.kind, choice.gamma) for choice in request.drafts]

@@ -40,10 +40,13 @@ class Sessions:
         reserve_tokens: int,
         sampling: Sampling,
         scheduler: str = "",
+        prompt_tokens: int | None = None,
+        logprobs: int | None = None,
     ) -> None:
         """Reserves KV memory and takes the tokens. One of the same id is replaced: its scheduler starts anew.
 
-        `scheduler`: its incarnation; whatever another one opened is dropped, as nobody will close it.
+        `scheduler`: its incarnation; whatever another one opened is dropped, as nobody will close it. `prompt_tokens`,
+        `logprobs`: as `Decoder.open` takes them.
         Raises BadRequest, and KvExhausted when the budget is taken.
         """
         with self._lock:
@@ -51,7 +54,7 @@ class Sessions:
                 for abandoned in list(self._open):
                     self._drop(abandoned)
                 self._scheduler = scheduler
-        self._check(tokens, reserve_tokens)
+        self._check(tokens, reserve_tokens, sampling, prompt_tokens)
         with self._lock:
             self._drop(request_id)
             try:
@@ -60,7 +63,9 @@ class Sessions:
                 if not self._drop_idle():
                     raise
                 self.budget.reserve(request_id, reserve_tokens)
-            self._open[request_id] = self._decoder.open(request_id, tokens, reserve_tokens, sampling)
+            self._open[request_id] = self._decoder.open(
+                request_id, tokens, reserve_tokens, sampling, prompt_tokens, logprobs
+            )
             self._touched[request_id] = self._clock()
 
     def get(self, request_id: str) -> Session:
@@ -104,7 +109,9 @@ class Sessions:
             self.budget.check_integrity({name: session.nbytes() for name, session in self._open.items()})
 
     def _drop(self, request_id: str) -> None:
-        if self._open.pop(request_id, None) is not None:
+        session = self._open.pop(request_id, None)
+        if session is not None:
+            self._decoder.closed(session)
             del self._touched[request_id]
             self.budget.release(request_id)
 
@@ -115,7 +122,7 @@ class Sessions:
             self._drop(request_id)
         return bool(idle)
 
-    def _check(self, tokens: Sequence[int], reserve_tokens: int) -> None:
+    def _check(self, tokens: Sequence[int], reserve_tokens: int, sampling: Sampling, prompt_tokens: int | None) -> None:
         limit, vocab = self._decoder.target.context_length, self._decoder.target.vocab_size
         if not tokens:
             raise BadRequest("token_ids: empty: a prompt needs at least one token")
@@ -128,3 +135,10 @@ class Sessions:
                 f"reserve_tokens: {reserve_tokens} is less than the {len(tokens)} tokens given: "
                 "reserve prompt + max_tokens + the largest draft window"
             )
+        if prompt_tokens is not None and prompt_tokens > len(tokens):
+            raise BadRequest(
+                f"prompt_tokens: {prompt_tokens} of {len(tokens)} token_ids: give the length of the prompt among them"
+            )
+        for token, _ in sampling.logit_bias:
+            if token >= vocab:
+                raise BadRequest(f"logit_bias: {token} is no token, the vocabulary has {vocab}: use tokens below that")

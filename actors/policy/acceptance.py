@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -16,16 +16,15 @@ class Acceptance:
     """Draft tokens among them."""
 
 
-def accept(draft: Sequence[int], chosen: Sequence[int]) -> Acceptance:
+def accept(draft: Sequence[int], choose: Callable[[int], int]) -> Acceptance:
     """The longest prefix of `draft` equal to the target's choices, then the target's own next token.
 
-    `draft`: γ tokens. `chosen`: γ+1 tokens, chosen[i] being the target's choice after the context and
-    draft[:i]. Greedy and coupled sampling alike: the choice at a position depends on the target's logits and
-    the position alone, so equality is all there is to check. Raises ValueError when the lengths do not fit.
+    `choose(i)`: the target's choice after the context and draft[:i]; asked from 0 on, as far as drafts agree. Greedy
+    and coupled sampling alike: the choice depends on the target's logits, the tokens before and the position alone,
+    so equality is all there is to check.
     """
-    if len(chosen) != len(draft) + 1:
-        raise ValueError(f"chosen has {len(chosen)} tokens; a draft of {len(draft)} needs {len(draft) + 1}")
-    accepted = 0
-    while accepted < len(draft) and draft[accepted] == chosen[accepted]:
-        accepted += 1
-    return Acceptance(emitted=tuple(chosen[: accepted + 1]), accepted=accepted)
+    for accepted, token in enumerate(draft):
+        chosen = choose(accepted)
+        if chosen != token:
+            return Acceptance((*draft[:accepted], chosen), accepted)
+    return Acceptance((*draft, choose(len(draft))), len(draft))

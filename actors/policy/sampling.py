@@ -12,9 +12,10 @@ import numpy as np
 from ..core import Sampling
 
 
-def choose_token(logits: np.ndarray, sampling: Sampling, position: int) -> int:
+def choose_token(logits: np.ndarray, sampling: Sampling, position: int, window: int | None = None) -> int:
     """The token for `position` (index in the whole sequence, prompt included) from `logits`, float [vocab].
 
+    `window`: None for the noise that target and drafts share; else noise that only drafts of this window have.
     Greedy: the largest logit, the lowest index among equals, as torch.argmax.
     Raises ValueError for NaN, +inf or all −inf logits and for invalid sampling parameters.
     """
@@ -22,18 +23,20 @@ def choose_token(logits: np.ndarray, sampling: Sampling, position: int) -> int:
         return int(np.argmax(_checked(logits)))
     logp = warp(logits, sampling)
     kept = np.flatnonzero(np.isfinite(logp))
-    noise = _to_gumbel(_raw(sampling.seed, position, int(kept[-1]) + 1)[kept])
+    noise = _to_gumbel(_noise(sampling.seed, position, int(kept[-1]) + 1, window)[kept])
     return int(kept[np.argmax(logp[kept] + noise)])
 
 
 def warp(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Log-probabilities the sampling draws from: float64 [vocab], −inf for excluded tokens.
 
-    Temperature, then top-k, then top-p, in the order and with the rules of transformers' warpers. Top-k keeps
+    Temperature, top-k, top-p, then min-p, in the order and with the rules of transformers' warpers. Top-k keeps
     every token whose logit equals or exceeds the k-th largest, so ties may keep more than k. Top-p drops the
     least probable tokens while their cumulative probability (of what top-k left) is <= 1 − top_p, and always
     keeps the most probable; of equal logits at that cut the lowest index is kept longest (transformers leaves
-    it open: its sort is not stable). Computed in float64 where transformers uses the logits' type.
+    it open: its sort is not stable). Min-p drops tokens less probable, after top-p, than that share of the most
+    probable. Computed in float64 where transformers uses the logits' type. Bias and penalties come before all this:
+    see `penalties.py`.
     """
     _check_sampling(sampling)
     scores = _checked(logits).astype(np.float64)
@@ -45,6 +48,9 @@ def warp(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
         scores[scores < kth] = -np.inf
     if sampling.top_p < 1.0:
         scores[~_nucleus(scores, 1.0 - sampling.top_p)] = -np.inf
+    if sampling.min_p > 0.0:
+        # The largest score is 0: a token's score is the logarithm of its share of the most probable one's.
+        scores[scores < np.log(sampling.min_p)] = -np.inf
     return scores - np.log(np.exp(scores).sum())
 
 
@@ -71,18 +77,33 @@ def gumbel(seed: int, position: int, vocab: int) -> np.ndarray:
     return _to_gumbel(_raw(seed, position, vocab))
 
 
-def _raw(seed: int, position: int, count: int) -> np.ndarray:
+def independent_noise(seed: int, position: int, vocab: int) -> tuple[float, np.ndarray]:
+    """A uniform number in (0, 1) and Gumbel noise, float64 [vocab], independent of `gumbel` of the same position."""
+    raw = _raw(seed, position, vocab + 1, stream=1)
+    return float(_to_uniform(raw[:1])[0]), _to_gumbel(raw[1:])
+
+
+def _noise(seed: int, position: int, count: int, window: int | None) -> np.ndarray:
+    return _raw(seed, position, count) if window is None else _raw(seed, position, count, stream=2, window=window)
+
+
+def _raw(seed: int, position: int, count: int, stream: int = 0, window: int = 0) -> np.ndarray:
     for name, value in (("seed", seed), ("position", position)):
         if not 0 <= value < 2**64:
             raise ValueError(f"{name} is {value}; expected 0 to 2**64 − 1")
     key = np.array([seed, position], dtype=np.uint64)
-    return np.random.Philox(key=key).random_raw(count)
+    # Parts of one cycle: streams are 2**192 blocks apart, windows 2**128.
+    counter = np.array([0, 0, window, stream], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def _to_uniform(raw: np.ndarray) -> np.ndarray:
+    # 52 bits and a half: exactly representable and never 0 or 1, so that both logarithms of Gumbel noise are finite.
+    return ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def _to_gumbel(raw: np.ndarray) -> np.ndarray:
-    # 52 bits and a half: exactly representable and never 0 or 1, so that both logarithms are finite.
-    uniform = ((raw >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-    return -np.log(-np.log(uniform))
+    return -np.log(-np.log(_to_uniform(raw)))
 
 
 def _checked(logits: np.ndarray) -> np.ndarray:
@@ -102,3 +123,5 @@ def _check_sampling(sampling: Sampling) -> None:
         raise ValueError(f"top_p is {sampling.top_p}; expected more than 0 and at most 1")
     if sampling.top_k < 0:
         raise ValueError(f"top_k is {sampling.top_k}; expected 0 (all tokens) or more")
+    if not 0.0 <= sampling.min_p <= 1.0:
+        raise ValueError(f"min_p is {sampling.min_p}; expected 0 (no limit) to 1")

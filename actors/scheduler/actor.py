@@ -95,8 +95,9 @@ class SchedulerActor:
         settings = self._deployment.scheduler
         self._device = DeviceClient(self._peers, self._deployment.gpu.name, settings.step_timeout)
         turns = Turns(settings.max_running, settings.max_waiting, self._deployment.gpu.kv_memory)
+        gamma = None if self._deployment.draft.gamma == "auto" else self._deployment.draft.gamma
         self._loop = StepLoop(
-            self._device, turns, LoopSettings(settings.gamma, settings.prefill_chunk, RESTART_PATIENCE_S)
+            self._device, turns, LoopSettings(gamma, settings.prefill_chunk, RESTART_PATIENCE_S)
         )
         server = AsyncActorServer(name, host)
         service = SchedulingService(self._deployment.name, self._loop, lambda: self._prefetcher_status)
@@ -116,7 +117,6 @@ class SchedulerActor:
                 [worker.name for worker in self._deployment.workers],
                 PlannerSettings(
                     settings.estimator,
-                    settings.gamma,
                     settings.replan_every,
                     settings.plan_deadline,
                     form=settings.plan_form,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 
 import grpc
 import grpc.aio
 
 from ...protos.v1 import steps_pb2 as pb
 from ...protos.v1 import steps_pb2_grpc
+from ..core import DraftChoice
 from ..transport.async_peers import VERSION_METADATA, AsyncPeers
 from ..transport.endpoint import INCARNATION, PeerUnknown
 from ..transport.messages import sampling_to_proto
@@ -46,17 +48,25 @@ class DeviceClient:
             reserve_tokens=request.reserve_tokens,
             sampling=sampling_to_proto(request.sampling),
             scheduler=INCARNATION,
+            prompt_tokens=len(request.prompt_ids),
+            logprobs=request.logprobs,
         )
         await self._call("Open", message, SHORT_CALL_S)
 
     async def step(
-        self, request_id: str, gamma: int, prefill_chunk: int, trace: bool, remaining_s: float = math.inf
+        self,
+        request_id: str,
+        choices: Sequence[DraftChoice],
+        prefill_chunk: int,
+        trace: bool,
+        remaining_s: float = math.inf,
     ) -> pb.StepReply:
         """One turn. It gets `remaining_s` of its request's deadline, or the step timeout if that is shorter.
 
         A step that takes longer than the step timeout raises DeviceLost: whatever holds the device up, it is of no use.
         """
-        message = pb.StepRequest(request_id=request_id, gamma=gamma, prefill_chunk=prefill_chunk, trace=trace)
+        drafts = [pb.DraftChoice(kind=kind, gamma=gamma) for kind, gamma in choices]
+        message = pb.StepRequest(request_id=request_id, drafts=drafts, prefill_chunk=prefill_chunk, trace=trace)
         try:
             return await self._call("Step", message, min(remaining_s, self._step_timeout_s))
         except grpc.aio.AioRpcError as error:

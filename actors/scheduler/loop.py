@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -13,16 +14,19 @@ import structlog
 
 from ...protos.v1 import generation_pb2 as pb
 from ...protos.v1 import steps_pb2
-from ..core import Sampling
+from ..core import DraftChoice, Sampling
 from ..policy.turns import Refused, Turns
 from ..transport.messages import sampling_from_proto
 from .device_client import DeviceClient, DeviceLost
+from .drafting import Drafting, decision_span, most_tokens
 from .planning import PlanDispatch
-from .request import Failure, Request
+from .request import End, Failure, Request
 from .tally import LinkTotals, Tally
 
 log = structlog.get_logger()
 
+CALIBRATION_S = 5.0
+"""No step to time drafts begins later after the first; on a slow machine the requests themselves must tell."""
 MAX_STALLS = 3
 """A request over which the device is lost more often without a token in between is given up."""
 
@@ -31,7 +35,8 @@ MAX_STALLS = 3
 class LoopSettings:
     """`prefill_chunk` tokens a prefill step; `restart_patience_s`: how long requests wait for a lost device."""
 
-    gamma: int
+    gamma: int | None
+    """Draft tokens a step; None: the governor's choice."""
     prefill_chunk: int
     restart_patience_s: float
 
@@ -42,6 +47,7 @@ class StepLoop:
     def __init__(self, device: DeviceClient, turns: Turns, settings: LoopSettings):
         self._device, self._turns, self._settings = device, turns, settings
         self._plans: PlanDispatch | None = None
+        self._drafting = Drafting(())
         self._requests: dict[str, Request] = {}
         self._link = LinkTotals()
         self._work = asyncio.Event()
@@ -59,9 +65,11 @@ class StepLoop:
             prompt_ids=tuple(message.prompt_ids),
             max_tokens=message.max_tokens,
             sampling=sampling_from_proto(message.sampling),
-            gamma=gamma if self._description.has_draft else 0,
+            gamma=gamma,
+            most_drafted=most_tokens(gamma, self._description.drafts),
             trace=message.trace,
-            ignore_eos=message.ignore_eos,
+            stop_tokens=frozenset(message.stop_token_ids) | (frozenset() if message.ignore_eos else self._eos),
+            logprobs=message.logprobs if message.HasField("logprobs") else None,
             tally=Tally(time.monotonic(), self._link.copy()),
             emitted=list(message.emitted_ids),
             deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
@@ -91,6 +99,14 @@ class StepLoop:
         if self._requests.get(request.id) is request:
             request.abandoned = True
             self._work.set()
+
+    def finish(self, request_id: str) -> None:
+        """No further token is wanted: the stream closes with the statistics. One that is not here is no error."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            # Not behind the running step, nor behind a device that is away: the client has its text already.
+            request.events.put_nowait(pb.SubmitEvent(statistics=self._statistics(request, End(pb.Statistics.STOP))))
+            self.abandon(request)
 
     @property
     def running(self) -> int:
@@ -128,25 +144,42 @@ class StepLoop:
     # ---- the loop ------------------------------------------------------------------------------------------------
 
     async def start(self, description: steps_pb2.DeviceDescription, plans: PlanDispatch) -> None:
-        """Proves with one real token that the whole path works; then the service may call itself ready."""
+        """Proves with one real token that the whole path works; then the service may call itself ready.
+
+        A few more tokens tell what drafts take, so that the first request need not find out.
+        """
         self._plans = plans
         self._adopt(description)
+        self._drafting = Drafting(description.drafts)
+        await self._probe(())
+        give_up = time.monotonic() + CALIBRATION_S
+        for choices in self._drafting.calibrations() if self._settings.gamma is None else ():
+            if time.monotonic() < give_up:
+                self._drafting.calibrate(choices, *await self._probe(choices))
+        self.ready = True
+
+    async def _probe(self, choices: Sequence[DraftChoice]) -> tuple[steps_pb2.StepReply, float]:
+        """One step of a request that is nobody's, and its seconds."""
+        eos = self._description.eos_token_ids
         probe = Request(
             id="warm-up",
-            prompt_ids=(description.eos_token_ids[0] if description.eos_token_ids else 0,),
+            prompt_ids=(eos[0] if eos else 0,),
             max_tokens=1,
             sampling=Sampling(),
-            gamma=0,
+            gamma=None,
+            most_drafted=most_tokens(self._settings.gamma, self._description.drafts),
             trace=False,
-            ignore_eos=True,
+            stop_tokens=frozenset(),
+            logprobs=None,
             tally=Tally(time.monotonic(), self._link.copy()),
         )
         await self._device.open(probe)
         try:
-            await self._device.step(probe.id, 0, self._settings.prefill_chunk, False)
+            started = time.monotonic()
+            reply = await self._device.step(probe.id, choices, self._settings.prefill_chunk, False)
+            return reply, time.monotonic() - started
         finally:
             await self._device.close(probe.id)
-        self.ready = True
 
     async def run(self) -> None:
         """Runs for ever; one turn a round."""
@@ -179,31 +212,45 @@ class StepLoop:
         if not request.opened:
             await self._device.open(request)
             request.opened = True
-        gamma = min(request.gamma, request.remaining - 1)
-        reply = await self._device.step(request.id, gamma, self._settings.prefill_chunk, request.trace, remaining_s)
+        decided_ns = time.time_ns()
+        decision = self._drafting.decide(request)
+        decided = [decision_span(decision, decided_ns)] if request.trace else []
+        started = time.monotonic()
+        reply = await self._device.step(
+            request.id, decision.choices, self._settings.prefill_chunk, request.trace, remaining_s
+        )
+        self._drafting.observe(request, decision, reply, time.monotonic() - started)
         request.stalls = 0
         self._link.add(reply.timings)
         request.tally.add_step(reply)
-        tokens, reason = request.take(list(reply.emitted), self._eos)
+        tokens, end = request.take(reply.emitted)
         request.tally.add_tokens(len(tokens), time.monotonic())
         for plan in self._plans.observe(request.id, reply):
             for running in self._requests.values():
                 running.tally.add_plan(plan.milliseconds, plan.status)
-        spans = [*reply.spans, *self._plans.take_spans()] if request.trace else []
+        if reply.prefill:
+            decided = []  # it was for a step that drafts
+        spans = [*decided, *reply.spans, *self._plans.take_spans()] if request.trace else []
         if tokens or spans:
-            request.events.put_nowait(pb.SubmitEvent(token_ids=tokens, spans=spans))
-        if reason is not None:
-            await self._end(request, reason)
+            logprobs = reply.logprobs[: len(tokens)]
+            request.events.put_nowait(pb.SubmitEvent(token_ids=tokens, spans=spans, logprobs=logprobs))
+        if end is not None:
+            await self._end(request, end)
 
-    async def _end(self, request: Request, outcome: Failure | pb.Statistics.FinishReason) -> None:
+    async def _end(self, request: Request, outcome: Failure | End) -> None:
         if isinstance(outcome, Failure):
             request.events.put_nowait(outcome)
         else:
-            statistics = request.tally.statistics(
-                outcome, len(request.prompt_ids), time.monotonic(), self._link, self._description.emulated
-            )
-            request.events.put_nowait(pb.SubmitEvent(statistics=statistics))
+            request.events.put_nowait(pb.SubmitEvent(statistics=self._statistics(request, outcome)))
         await self._forget(request)
+
+    def _statistics(self, request: Request, end: End) -> pb.Statistics:
+        statistics = request.tally.statistics(
+            end.reason, len(request.prompt_ids), time.monotonic(), self._link, self._description.emulated
+        )
+        if end.stop_token is not None:
+            statistics.stop_token_id = end.stop_token
+        return statistics
 
     async def _forget(self, request: Request) -> None:
         self._turns.remove(request.id)

@@ -20,9 +20,10 @@ from .planning_task import PlanForm, PlanningTask, Solved
 MAX_DUTY = 0.05
 """Largest share of one core's time that planning takes."""
 STEP_SMOOTHING = 0.2
-"""Weight of the newest step in the mean step time."""
+"""Weight of the newest step in the means of its time and of its tokens."""
 DRIFT = 0.05
 """Share of the expected pairs that has moved to other experts when a new plan is worth its time."""
+
 
 SAMPLES_PER_STEP = 4
 """Measurements of each actor that a step adds to the cost model; a deep model makes a hundred."""
@@ -41,7 +42,6 @@ class PlannerSettings:
     """`estimator`: name of the utility estimator; `replan_every`: steps between plans; `deadline_s`: solver's limit."""
 
     estimator: str
-    gamma: int
     replan_every: int
     deadline_s: float
     deterministic: bool = False
@@ -60,6 +60,7 @@ class Planner:
         self._resident = np.zeros((shape.n_layers, shape.n_experts), dtype=bool)
         self._rows = {layer: row for row, layer in enumerate(shape.layer_ids)}
         self._step_s = 0.0
+        self._step_tokens = 0.0
         self._steps_since_plan = 0
         self._next_plan_s = 0.0
         self._planned_counts: np.ndarray | None = None
@@ -91,7 +92,9 @@ class Planner:
             self._resident[self._rows[key.layer], key.expert] = True
         if not window.prefill:
             self._gate.observe(window.counts, self._resident)
-            self._step_s += (step_s - self._step_s) * (STEP_SMOOTHING if self._step_s else 1.0)
+            weight = STEP_SMOOTHING if self._step_s else 1.0
+            self._step_s += (step_s - self._step_s) * weight
+            self._step_tokens += (window.tokens - self._step_tokens) * weight
             self._steps_since_plan += 1
 
     def due(self, now_s: float) -> bool:
@@ -160,7 +163,7 @@ class Planner:
         self._estimator.restore(state)
 
     def _expected(self) -> np.ndarray:
-        return self._estimator.expected_counts(self._settings.gamma + 1, self._draft)
+        return self._estimator.expected_counts(max(1, round(self._step_tokens)), self._draft)
 
     def _drift(self) -> float:
         return 1.0 if self._planned_counts is None else drift(self._planned_counts, self._expected())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
 
 from ...protos.v1 import generation_pb2 as pb
 from ..core import Sampling
+from ..policy.step_model import RequestDrafts
 from .tally import Tally
 
 
@@ -21,6 +23,15 @@ class Failure:
     message: str
 
 
+@dataclass(frozen=True)
+class End:
+    """Why a request is complete."""
+
+    reason: pb.Statistics.FinishReason
+    stop_token: int | None = None
+    """The token that ended it; not part of the output."""
+
+
 @dataclass
 class Request:
     """State of one request; owned by the event loop."""
@@ -30,14 +41,21 @@ class Request:
     max_tokens: int
     """In all: tokens already emitted before a restart are part of it."""
     sampling: Sampling
-    gamma: int
-    """Most draft tokens a step."""
+    gamma: int | None
+    """Draft tokens a step; None: the governor's choice."""
+    most_drafted: int
+    """Draft tokens that a step may have."""
     trace: bool
-    ignore_eos: bool
+    stop_tokens: frozenset[int]
+    """Tokens that end it, those of the end of text among them unless they are to be ignored."""
+    logprobs: int | None
+    """Most probable tokens to report beside each emitted one; None: no log-probabilities."""
     tally: Tally
     deadline_s: float = math.inf
     """When the client gives up; seconds of `time.monotonic`."""
     emitted: list[int] = field(default_factory=list)
+    drafts: RequestDrafts = field(default_factory=RequestDrafts)
+    """What the governor has learned of it."""
     opened: bool = False
     """The device holds its KV cache."""
     abandoned: bool = False
@@ -55,18 +73,19 @@ class Request:
     @property
     def reserve_tokens(self) -> int:
         """KV cache positions it can ever need: a verification writes γ tokens beyond the last accepted one."""
-        return len(self.prompt_ids) + self.max_tokens + self.gamma
+        return len(self.prompt_ids) + self.max_tokens + self.most_drafted
 
-    def take(self, tokens: list[int], eos: frozenset[int]) -> tuple[list[int], pb.Statistics.FinishReason | None]:
+    def take(self, tokens: Sequence[int]) -> tuple[list[int], End | None]:
         """Adds a step's tokens; returns those the client gets and, when the request is done, why."""
         kept: list[int] = []
+        end: End | None = None
         for token in tokens:
-            if token in eos and not self.ignore_eos:
-                self.emitted += kept
-                return kept, pb.Statistics.STOP
+            if token in self.stop_tokens:
+                end = End(pb.Statistics.STOP, token)
+                break
             kept.append(token)
             if len(self.emitted) + len(kept) == self.max_tokens:
-                self.emitted += kept
-                return kept, pb.Statistics.LENGTH
+                end = End(pb.Statistics.LENGTH)
+                break
         self.emitted += kept
-        return kept, None
+        return kept, end

@@ -39,6 +39,10 @@ class SchedulingService(generation_pb2_grpc.SchedulingServicer):
         finally:
             self._loop.abandon(entry)
 
+    async def Finish(self, request: pb.FinishRequest, context: grpc.aio.ServicerContext) -> pb.FinishReply:
+        self._loop.finish(request.request_id)
+        return pb.FinishReply()
+
     async def Status(self, request, context) -> pb.StatusReply:
         return pb.StatusReply(
             version=__version__,

@@ -33,6 +33,26 @@ class LinkTotals:
 
 
 @dataclass
+class DraftTally:
+    """What became of one kind of draft."""
+
+    steps: int = 0
+    proposed: list[int] = field(default_factory=list)
+    """Tokens by position in the draft."""
+    accepted: list[int] = field(default_factory=list)
+    """Tokens by position in the draft."""
+
+    def add(self, proposed: int, accepted: int) -> None:
+        self.steps += 1
+        longer = proposed - len(self.proposed)
+        self.proposed += [0] * longer
+        self.accepted += [0] * longer
+        for position in range(proposed):
+            self.proposed[position] += 1
+            self.accepted[position] += position < accepted
+
+
+@dataclass
 class Tally:
     """Counters of one request. All times in seconds of one monotonic clock."""
 
@@ -44,6 +64,12 @@ class Tally:
     steps: int = 0
     proposed: int = 0
     accepted: int = 0
+    drafts: dict[str, DraftTally] = field(default_factory=dict)
+    """By kind."""
+    demand: int = 0
+    """Distinct (layer, expert) uses of the windows that a self-draft went before."""
+    demand_predicted: int = 0
+    """Of those, what it had wanted too."""
     uses: int = 0
     hits: int = 0
     expert_calls: int = 0
@@ -61,6 +87,12 @@ class Tally:
         self.steps += 1
         self.proposed += reply.proposed
         self.accepted += reply.accepted
+        if reply.draft_kind:
+            self.drafts.setdefault(reply.draft_kind, DraftTally()).add(reply.proposed, reply.accepted)
+        if reply.draft_kind and reply.HasField("predicted"):
+            for wanted, foreseen in zip(reply.window.layers, reply.predicted.layers, strict=True):
+                self.demand += wanted.used
+                self.demand_predicted += sum(1 for w, f in zip(wanted.counts, foreseen.counts, strict=True) if w and f)
         self.uses += sum(layer.used for layer in reply.window.layers)
         self.hits += sum(layer.hits for layer in reply.window.layers)
 
@@ -98,6 +130,12 @@ class Tally:
             steps=self.steps,
             proposed=self.proposed,
             accepted=self.accepted,
+            drafts=[
+                pb.DraftStatistics(kind=kind, steps=draft.steps, proposed=draft.proposed, accepted=draft.accepted)
+                for kind, draft in self.drafts.items()
+            ],
+            demand=self.demand,
+            demand_predicted=self.demand_predicted,
             uses=self.uses,
             hits=self.hits,
             bytes_moved=moved.bytes_moved,

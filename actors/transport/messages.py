@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ...protos.v1 import steps_pb2 as pb
-from ..core import CostSample, ExpertKey, ModelShape, Plan, RoutingWindow, Sampling, Span
+from ..core import CostSample, ExpertKey, ModelShape, Plan, RoutingWindow, Sampling, Span, TokenLogprobs
 
 
 def shape_to_proto(shape: ModelShape) -> pb.ModelShape:
@@ -33,12 +33,43 @@ def shape_from_proto(message: pb.ModelShape) -> ModelShape:
 
 
 def sampling_to_proto(sampling: Sampling) -> pb.Sampling:
-    return pb.Sampling(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, seed=sampling.seed)
+    return pb.Sampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        verification=pb.Sampling.Verification.Value(sampling.verification.upper()),
+    )
 
 
 def sampling_from_proto(message: pb.Sampling) -> Sampling:
-    """An unset top_p (0 on the wire) means 1."""
-    return Sampling(message.temperature, message.top_p or 1.0, message.top_k, message.seed)
+    """An unset top_p or repetition_penalty (0 on the wire) means 1. Raises ValueError for an unknown verification."""
+    return Sampling(
+        temperature=message.temperature,
+        top_p=message.top_p or 1.0,
+        top_k=message.top_k,
+        seed=message.seed,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty or 1.0,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=tuple(sorted(message.logit_bias.items())),
+        verification=pb.Sampling.Verification.Name(message.verification).lower(),
+    )
+
+
+def logprobs_to_proto(logprobs: TokenLogprobs) -> pb.TokenLogprobs:
+    top = [pb.TokenLogprob(token=token, logprob=logprob) for token, logprob in logprobs.top]
+    return pb.TokenLogprobs(token=logprobs.token, logprob=logprobs.logprob, top=top)
+
+
+def logprobs_from_proto(message: pb.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(message.token, message.logprob, tuple((entry.token, entry.logprob) for entry in message.top))
 
 
 def plan_to_proto(plan: Plan, shape: ModelShape) -> pb.Plan:

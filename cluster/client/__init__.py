@@ -1,6 +1,6 @@
 """The Python SDK: generate text through a running moespac service, synchronously or with asyncio."""
 
-from ...actors.core import Span
+from ...actors.core import Span, TokenLogprobs
 from .aio import AsyncClient, AsyncGeneration
 from .errors import (
     Cancelled,
@@ -11,7 +11,8 @@ from .errors import (
     Unavailable,
     VersionMismatch,
 )
-from .results import GenerationStatistics, Model
+from .options import Options
+from .results import DraftStatistics, GenerationStatistics, Model
 from .sync import Client, Generation
 
 __all__ = [
@@ -20,13 +21,16 @@ __all__ = [
     "Cancelled",
     "Client",
     "DeadlineExceeded",
+    "DraftStatistics",
     "Generation",
     "GenerationStatistics",
     "InvalidRequest",
     "Model",
     "MoespacError",
+    "Options",
     "ResourceExhausted",
     "Span",
+    "TokenLogprobs",
     "Unavailable",
     "VersionMismatch",
 ]

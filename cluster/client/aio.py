@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Unpack
 
 import grpc
 import grpc.aio
@@ -12,8 +13,9 @@ from grpc_health.v1 import health_pb2_grpc
 from ...actors.transport.async_peers import VERSION_METADATA
 from ...actors.transport.server import CHANNEL_OPTIONS
 from ...protos.v1 import generation_pb2, generation_pb2_grpc
-from .calls import READY_POLL_S, UNARY_TIMEOUT_S, Readiness, Received, generate_request, health_request
+from .calls import READY_POLL_S, UNARY_TIMEOUT_S, Readiness, Received, health_request
 from .errors import cancelled, from_rpc
+from .options import Options, generate_request
 from .results import Model
 
 
@@ -62,32 +64,10 @@ class AsyncClient:
         self._channel: grpc.aio.Channel | None = None
 
     def generate(
-        self,
-        prompt: str,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-        gamma: int | None = None,
-        trace: bool = False,
-        ignore_eos: bool = False,
-        timeout: float | None = None,
-        model: str = "",
+        self, prompt: str, max_tokens: int = 128, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncGeneration:
         """Starts generating; arguments as `Client.generate`. Needs a running event loop."""
-        request = generate_request(
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            gamma=gamma,
-            trace=trace,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
+        request = generate_request(prompt, max_tokens, **options)
         call = self._stub().Generate(request, timeout=timeout, metadata=VERSION_METADATA)
         return AsyncGeneration(call, self.address, timeout)
 

@@ -1,4 +1,4 @@
-"""What the synchronous and the asyncio client have in common: requests, received events, readiness."""
+"""What the synchronous and the asyncio client have in common: received events, readiness."""
 
 from __future__ import annotations
 
@@ -9,54 +9,16 @@ from dataclasses import dataclass
 import grpc
 from grpc_health.v1 import health_pb2
 
-from ...actors.core import Span
+from ...actors.core import Span, TokenLogprobs
+from ...actors.transport.messages import logprobs_from_proto
 from ...protos.v1 import generation_pb2
-from .errors import DeadlineExceeded, InvalidRequest, MoespacError
+from .errors import DeadlineExceeded, MoespacError
 from .results import GenerationStatistics
 
 UNARY_TIMEOUT_S = 10.0
 """Limit of the calls that compute nothing."""
 READY_POLL_S = 0.1
 SERVICE = generation_pb2.DESCRIPTOR.services_by_name["Generation"].full_name
-
-
-def generate_request(
-    prompt: str,
-    *,
-    max_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    seed: int,
-    gamma: int | None,
-    trace: bool,
-    ignore_eos: bool,
-    model: str,
-) -> generation_pb2.GenerateRequest:
-    """The message for these arguments. Raises InvalidRequest for what the message cannot even hold."""
-    if not isinstance(prompt, str):
-        raise InvalidRequest(f"prompt: {type(prompt).__name__} is not text: pass a str")
-    # On the wire 0 means "not set": it would silently become 1.
-    if top_p == 0:
-        raise InvalidRequest("top_p: 0 is outside (0, 1]: use 1 for no limit, or temperature=0 for greedy decoding")
-    request = generation_pb2.GenerateRequest(trace=trace, ignore_eos=ignore_eos, model=model)
-    fields = (
-        (request, "prompt", prompt),
-        (request, "max_tokens", max_tokens),
-        (request, "gamma", gamma),
-        (request.sampling, "temperature", temperature),
-        (request.sampling, "top_p", top_p),
-        (request.sampling, "top_k", top_k),
-        (request.sampling, "seed", seed),
-    )
-    for message, name, value in fields:
-        if value is None and name == "gamma":
-            continue
-        try:
-            setattr(message, name, value)
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"{name}: {value!r} cannot be sent: {error}") from error
-    return request
 
 
 class Received:
@@ -69,6 +31,8 @@ class Received:
         """Timeline so far; empty unless asked for with `trace`."""
         self.statistics: GenerationStatistics | None = None
         """How it went; None until the end."""
+        self.logprobs: list[TokenLogprobs] = []
+        """Of each token id, of the model's own distribution (temperature 1, no limits); empty unless asked for."""
         self._pieces: list[str] = []
 
     @property
@@ -81,6 +45,7 @@ class Received:
         kind = event.WhichOneof("event")
         if kind == "piece":
             self.token_ids.extend(event.piece.token_ids)
+            self.logprobs.extend(map(logprobs_from_proto, event.piece.logprobs))
             self._pieces.append(event.piece.text)
             return event.piece.text
         if kind == "spans":

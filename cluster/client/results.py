@@ -41,11 +41,25 @@ class Model:
 
 
 @dataclass(frozen=True)
+class DraftStatistics:
+    """What became of one kind of draft."""
+
+    kind: str
+    """`model`, `ngram` or `self`."""
+    steps: int
+    """Decode steps that verified it."""
+    proposed: tuple[int, ...]
+    """Tokens by position in the draft."""
+    accepted: tuple[int, ...]
+    """Tokens by position in the draft."""
+
+
+@dataclass(frozen=True)
 class GenerationStatistics:
     """How a generation went. Ratios are None when there was nothing to divide by."""
 
     finish_reason: str
-    """"stop": end-of-text token; "length": max_tokens reached."""
+    """"stop": end-of-text token, stop token or stop string; "length": max_tokens reached."""
     prompt_tokens: int
     tokens: int
     """Generated."""
@@ -81,6 +95,16 @@ class GenerationStatistics:
     """The link's figures are those of an emulated accelerator."""
     restarts: int
     """Times the request was taken up again after an actor was lost."""
+    drafts: tuple[DraftStatistics, ...] = ()
+    """Of each kind of draft that proposed anything."""
+    demand: int = 0
+    """Distinct (layer, expert) uses of the windows that a self-draft went before."""
+    demand_predicted: int = 0
+    """Of `demand`, what the self-draft had wanted too."""
+    stop: str | None = None
+    """The stop string that ended it."""
+    stop_token_id: int | None = None
+    """The token that ended it: end-of-text or stop token; not part of the output."""
 
     @classmethod
     def from_proto(cls, message: generation_pb2.Statistics) -> GenerationStatistics:
@@ -88,6 +112,12 @@ class GenerationStatistics:
         for name in (field.name for field in fields(cls)):
             value = getattr(message, name)
             values[name] = tuple(value) if name in ("plan_ms", "solver_statuses") else value
+        values["drafts"] = tuple(
+            DraftStatistics(draft.kind, draft.steps, tuple(draft.proposed), tuple(draft.accepted))
+            for draft in message.drafts
+        )
+        values["stop"] = message.stop or None
+        values["stop_token_id"] = message.stop_token_id if message.HasField("stop_token_id") else None
         known = message.finish_reason in _REASONS.values()
         values["finish_reason"] = _REASONS.Name(message.finish_reason).lower() if known else "unknown"
         return cls(**values)
@@ -96,6 +126,11 @@ class GenerationStatistics:
     def acceptance_rate(self) -> float | None:
         """Accepted over proposed draft tokens."""
         return _ratio(self.accepted, self.proposed)
+
+    @property
+    def demand_recall(self) -> float | None:
+        """Share of the experts that verifications used and the self-draft had predicted."""
+        return _ratio(self.demand_predicted, self.demand)
 
     @property
     def tokens_per_step(self) -> float | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from ...actors.transport.peers import open_channel
 from ...protos.v1 import generation_pb2, generation_pb2_grpc
-from .calls import READY_POLL_S, UNARY_TIMEOUT_S, Readiness, Received, generate_request, health_request
+from .calls import READY_POLL_S, UNARY_TIMEOUT_S, Readiness, Received, health_request
 from .errors import Unavailable, from_rpc
+from .options import Options, generate_request
 from .results import Model
 
 
@@ -58,37 +60,14 @@ class Client:
         self._closed = threading.Event()
 
     def generate(
-        self,
-        prompt: str,
-        max_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-        gamma: int | None = None,
-        trace: bool = False,
-        ignore_eos: bool = False,
-        timeout: float | None = None,
-        model: str = "",
+        self, prompt: str, max_tokens: int = 128, timeout: float | None = None, **options: Unpack[Options]
     ) -> Generation:
-        """Starts generating.
+        """Starts generating up to `max_tokens` tokens.
 
-        `temperature` 0 is greedy; `top_k` 0 is all; `gamma`: draft tokens a step (None: the deployment's; it changes
-        the speed, not the text); `trace`: also collect `spans`; `ignore_eos`: go on to `max_tokens` past the
-        end-of-text token; `timeout`: seconds for the whole generation.
+        `timeout`: seconds for the whole generation; `options`: see `Options`. Raises InvalidRequest for what cannot
+        even be sent; what the service refuses is raised by the iteration.
         """
-        request = generate_request(
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            gamma=gamma,
-            trace=trace,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
+        request = generate_request(prompt, max_tokens, **options)
         return Generation(self._stub.Generate(request, timeout=timeout), self.address, timeout)
 
     def models(self, timeout: float = UNARY_TIMEOUT_S) -> list[Model]:

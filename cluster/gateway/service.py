@@ -16,11 +16,12 @@ from ...configs import Deployment
 from ...protos.v1 import generation_pb2 as pb
 from ...protos.v1 import generation_pb2_grpc, steps_pb2
 from ...version import __version__
+from .output import Output
 from .readiness import SchedulerState
-from .requests import RequestInvalid, check_length, check_request
+from .requests import RequestInvalid, check_length, check_request, check_tokens
 from .scheduler_link import SchedulerLink
 from .submission import SchedulerAway, Submission
-from .text import TextCodec, TextStream
+from .text import TextCodec
 
 Context = grpc.aio.ServicerContext
 ActorsInfo = Callable[[], Sequence[pb.ActorInfo]]
@@ -96,7 +97,7 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
                 grpc.StatusCode.UNAVAILABLE,
                 f"nothing is known of the model yet ({self._state.problem}): wait until health says SERVING",
             )
-        draft = self._deployment.model.draft
+        draft = self._deployment.draft_model
         info = pb.ModelInfo(
             name=self._model,
             draft=draft.name if draft else "",
@@ -136,10 +137,11 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             await self._idle.wait()
 
     async def _generate(self, request: pb.GenerateRequest, context: Context) -> None:
-        check_request(request, self._model, self._deployment.model.draft is not None)
+        check_request(request, self._model, bool(self._deployment.draft_kinds))
         # Long prompts take a while, and other streams must go on.
         prompt_ids = await asyncio.to_thread(self._codec.encode, request.prompt)
         device = await self._device()
+        check_tokens(request, device.vocab_size)
         check_length(len(prompt_ids), request.max_tokens, device.context_length)
         remaining_s = context.time_remaining()
         submission = Submission(
@@ -152,15 +154,20 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
                 gamma=request.gamma if request.HasField("gamma") else None,
                 trace=request.trace,
                 ignore_eos=request.ignore_eos,
+                stop_token_ids=request.stop_token_ids,
+                logprobs=request.logprobs if request.HasField("logprobs") else None,
             ),
             None if remaining_s is None else time.monotonic() + remaining_s,
             self._patience_s,
             device.emulated,
         )
-        text = self._codec.stream()
+        output = Output(self._codec.stream(), request.stop)
         async with aclosing(submission.events()) as events:
             async for event in events:
-                await self._forward(event, text, context)
+                running = output.stop is None
+                await self._forward(event, output, context)
+                if running and output.stop is not None:
+                    await submission.finish(output.tokens)
 
     async def _device(self) -> steps_pb2.DeviceDescription:
         try:
@@ -169,14 +176,18 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             raise SchedulerAway(self._patience_s, self._state.problem) from error
 
     @staticmethod
-    async def _forward(event: pb.SubmitEvent, text: TextStream, context: Context) -> None:
+    async def _forward(event: pb.SubmitEvent, output: Output, context: Context) -> None:
         """`write` waits for a client that reads slowly, and with it the scheduler's stream."""
         if event.spans:
             await context.write(pb.GenerateEvent(spans=pb.Spans(spans=event.spans)))
-        piece = text.push(event.token_ids)
+        text, counted = output.push(event.token_ids)
         if event.HasField("statistics"):
-            piece += text.finish()
-        if piece or event.token_ids:
-            await context.write(pb.GenerateEvent(piece=pb.TextPiece(text=piece, token_ids=event.token_ids)))
+            text += output.finish()
+        if text or counted:
+            piece = pb.TextPiece(text=text, token_ids=event.token_ids[:counted], logprobs=event.logprobs[:counted])
+            await context.write(pb.GenerateEvent(piece=piece))
         if event.HasField("statistics"):
+            if output.stop is not None:
+                event.statistics.finish_reason, event.statistics.stop = pb.Statistics.STOP, output.stop
+                event.statistics.ClearField("stop_token_id")
             await context.write(pb.GenerateEvent(statistics=event.statistics))

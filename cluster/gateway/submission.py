@@ -18,11 +18,13 @@ import structlog
 
 from ...actors.transport.async_peers import VERSION_METADATA
 from ...protos.v1 import generation_pb2 as pb
+from ...protos.v1 import generation_pb2_grpc
 from .scheduler_link import SchedulerLink, SchedulerLost
 
 STILL_HELD = (grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.RESOURCE_EXHAUSTED)
 """What a scheduler may answer to a request taken up again while it has not let go of the interrupted stream."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+FINISH_TIMEOUT_S = 5.0
 log = structlog.get_logger()
 
 
@@ -66,6 +68,23 @@ class Submission:
         self._arrived = time.monotonic()
         self._first_token: float | None = None
         self._last_token = self._arrived
+        self._stub: generation_pb2_grpc.SchedulingStub | None = None
+        self._counted: int | None = None
+        self._unanswered: str | None = None
+
+    async def finish(self, tokens: int) -> None:
+        """Ends the generation: its first `tokens` tokens are all. `events` then yields the statistics, no more tokens.
+
+        To be called between two events.
+        """
+        self._counted = tokens
+        if self._stub is None:
+            return  # the scheduler has said its last
+        request = pb.FinishRequest(request_id=self._request.request_id)
+        try:
+            await self._stub.Finish(request, timeout=FINISH_TIMEOUT_S, metadata=VERSION_METADATA)
+        except grpc.aio.AioRpcError as error:
+            self._unanswered = error.details() or error.code().name
 
     async def events(self) -> AsyncIterator[pb.SubmitEvent]:
         """The scheduler's events, as if it had never been away; the last one carries the statistics.
@@ -77,6 +96,8 @@ class Submission:
             try:
                 async with aclosing(self._one_stream()) as stream:
                     async for event in stream:
+                        if self._counted is not None and not event.HasField("statistics"):
+                            continue
                         pause_s, away_since = FIRST_PAUSE_S, None
                         yield event
                         if event.HasField("statistics"):
@@ -87,7 +108,7 @@ class Submission:
                 if now - away_since >= self._patience_s:
                     raise SchedulerAway(self._patience_s, lost.reason) from lost
                 log.warning("scheduler lost", request=self._request.request_id, reason=lost.reason)
-                if len(self._emitted) >= self._request.max_tokens:
+                if self._counted is not None or len(self._emitted) >= self._request.max_tokens:
                     self._restarts += 1
                     yield pb.SubmitEvent(statistics=self._own_statistics())
                     return
@@ -108,17 +129,21 @@ class Submission:
                     if not answered:
                         answered = True
                         self._resumed(connection.endpoint.incarnation)
-                    self._take(event)
                     finished = event.HasField("statistics")
+                    self._stub = None if finished else connection.stub
+                    self._take(event)
                     yield event
                     if finished:
                         return
+                    if self._unanswered is not None:
+                        raise SchedulerLost(self._unanswered)
                 raise SchedulerLost("it ended the stream too early")
             except grpc.aio.AioRpcError as error:
                 if again and error.code() in STILL_HELD:
                     raise SchedulerLost(error.details() or error.code().name) from error
                 raise
             finally:
+                self._stub = None
                 call.cancel()  # tells the scheduler when the client has left; no effect once the stream has ended
                 if not finished and (answered or self._interrupted is None):
                     self._interrupted = _Interrupted(connection.endpoint.incarnation, answered)
@@ -133,19 +158,21 @@ class Submission:
             self._restarts += 1
 
     def _take(self, event: pb.SubmitEvent) -> None:
-        if event.token_ids:
+        if event.token_ids and self._counted is None:
             self._last_token = time.monotonic()
             if self._first_token is None:
                 self._first_token = self._last_token
             self._emitted.extend(event.token_ids)
-        if event.HasField("statistics") and self._restarts:
+        if event.HasField("statistics") and (self._restarts or self._counted is not None):
             self._correct(event.statistics)
 
     def _correct(self, statistics: pb.Statistics) -> None:
-        """After a restart: the last scheduler knows only its own part, the times and tokens are those seen here."""
+        """After a restart the last scheduler knows only its own part, and it never knows which tokens count before a
+        stop string: times and tokens are those seen here.
+        """
         now = time.monotonic()
         first = now if self._first_token is None else self._first_token
-        tokens = len(self._emitted)
+        tokens = len(self._emitted) if self._counted is None else self._counted
         statistics.restarts += self._restarts
         statistics.tokens = tokens
         statistics.ttft_s = first - self._arrived

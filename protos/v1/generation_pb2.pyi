@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompt", "max_tokens", "sampling", "gamma", "trace", "model", "ignore_eos")
+    __slots__ = ("prompt", "max_tokens", "sampling", "gamma", "trace", "model", "ignore_eos", "stop", "stop_token_ids", "logprobs")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,9 @@ class GenerateRequest(_message.Message):
     TRACE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     max_tokens: int
     sampling: _steps_pb2.Sampling
@@ -24,7 +27,10 @@ class GenerateRequest(_message.Message):
     trace: bool
     model: str
     ignore_eos: bool
-    def __init__(self, prompt: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_steps_pb2.Sampling, _Mapping]] = ..., gamma: _Optional[int] = ..., trace: _Optional[bool] = ..., model: _Optional[str] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: int
+    def __init__(self, prompt: _Optional[str] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_steps_pb2.Sampling, _Mapping]] = ..., gamma: _Optional[int] = ..., trace: _Optional[bool] = ..., model: _Optional[str] = ..., ignore_eos: _Optional[bool] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
     __slots__ = ("piece", "spans", "statistics")
@@ -37,12 +43,14 @@ class GenerateEvent(_message.Message):
     def __init__(self, piece: _Optional[_Union[TextPiece, _Mapping]] = ..., spans: _Optional[_Union[Spans, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ...) -> None: ...
 
 class TextPiece(_message.Message):
-    __slots__ = ("text", "token_ids")
+    __slots__ = ("text", "token_ids", "logprobs")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[_steps_pb2.TokenLogprobs]
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_steps_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Spans(_message.Message):
     __slots__ = ("spans",)
@@ -51,7 +59,7 @@ class Spans(_message.Message):
     def __init__(self, spans: _Optional[_Iterable[_Union[_steps_pb2.Span, _Mapping]]] = ...) -> None: ...
 
 class Statistics(_message.Message):
-    __slots__ = ("finish_reason", "prompt_tokens", "tokens", "ttft_s", "tpot_s", "tokens_per_second", "steps", "proposed", "accepted", "uses", "hits", "bytes_moved", "transfer_s", "transfer_hidden_s", "plan_ms", "solver_statuses", "expert_calls", "fallback_experts", "emulated", "restarts")
+    __slots__ = ("finish_reason", "prompt_tokens", "tokens", "ttft_s", "tpot_s", "tokens_per_second", "steps", "proposed", "accepted", "uses", "hits", "bytes_moved", "transfer_s", "transfer_hidden_s", "plan_ms", "solver_statuses", "expert_calls", "fallback_experts", "emulated", "restarts", "drafts", "demand", "demand_predicted", "stop", "stop_token_id")
     class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         FINISH_REASON_UNSPECIFIED: _ClassVar[Statistics.FinishReason]
@@ -80,6 +88,11 @@ class Statistics(_message.Message):
     FALLBACK_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     EMULATED_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     finish_reason: Statistics.FinishReason
     prompt_tokens: int
     tokens: int
@@ -100,7 +113,24 @@ class Statistics(_message.Message):
     fallback_experts: int
     emulated: bool
     restarts: int
-    def __init__(self, finish_reason: _Optional[_Union[Statistics.FinishReason, str]] = ..., prompt_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., steps: _Optional[int] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., plan_ms: _Optional[_Iterable[float]] = ..., solver_statuses: _Optional[_Iterable[str]] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., emulated: _Optional[bool] = ..., restarts: _Optional[int] = ...) -> None: ...
+    drafts: _containers.RepeatedCompositeFieldContainer[DraftStatistics]
+    demand: int
+    demand_predicted: int
+    stop: str
+    stop_token_id: int
+    def __init__(self, finish_reason: _Optional[_Union[Statistics.FinishReason, str]] = ..., prompt_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., steps: _Optional[int] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., plan_ms: _Optional[_Iterable[float]] = ..., solver_statuses: _Optional[_Iterable[str]] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., emulated: _Optional[bool] = ..., restarts: _Optional[int] = ..., drafts: _Optional[_Iterable[_Union[DraftStatistics, _Mapping]]] = ..., demand: _Optional[int] = ..., demand_predicted: _Optional[int] = ..., stop: _Optional[str] = ..., stop_token_id: _Optional[int] = ...) -> None: ...
+
+class DraftStatistics(_message.Message):
+    __slots__ = ("kind", "steps", "proposed", "accepted")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PROPOSED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    steps: int
+    proposed: _containers.RepeatedScalarFieldContainer[int]
+    accepted: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[str] = ..., steps: _Optional[int] = ..., proposed: _Optional[_Iterable[int]] = ..., accepted: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ModelsRequest(_message.Message):
     __slots__ = ()
@@ -171,11 +201,13 @@ class ActorInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ..., address: _Optional[str] = ..., version: _Optional[str] = ..., ready: _Optional[bool] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("request_id", "prompt_ids", "emitted_ids", "max_tokens", "sampling", "gamma", "trace", "ignore_eos")
+    __slots__ = ("request_id", "prompt_ids", "emitted_ids", "max_tokens", "stop_token_ids", "logprobs", "sampling", "gamma", "trace", "ignore_eos")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     EMITTED_IDS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     GAMMA_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
@@ -184,18 +216,32 @@ class SubmitRequest(_message.Message):
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     emitted_ids: _containers.RepeatedScalarFieldContainer[int]
     max_tokens: int
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: int
     sampling: _steps_pb2.Sampling
     gamma: int
     trace: bool
     ignore_eos: bool
-    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., emitted_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_steps_pb2.Sampling, _Mapping]] = ..., gamma: _Optional[int] = ..., trace: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., emitted_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[int] = ..., sampling: _Optional[_Union[_steps_pb2.Sampling, _Mapping]] = ..., gamma: _Optional[int] = ..., trace: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ...) -> None: ...
 
 class SubmitEvent(_message.Message):
-    __slots__ = ("token_ids", "spans", "statistics")
+    __slots__ = ("token_ids", "spans", "statistics", "logprobs")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     spans: _containers.RepeatedCompositeFieldContainer[_steps_pb2.Span]
     statistics: Statistics
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., spans: _Optional[_Iterable[_Union[_steps_pb2.Span, _Mapping]]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[_steps_pb2.TokenLogprobs]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., spans: _Optional[_Iterable[_Union[_steps_pb2.Span, _Mapping]]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ..., logprobs: _Optional[_Iterable[_Union[_steps_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
+
+class FinishRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class FinishReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

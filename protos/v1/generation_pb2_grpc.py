@@ -200,6 +200,11 @@ class SchedulingStub:
                 request_serializer=moespac_dot_protos_dot_v1_dot_generation__pb2.SubmitRequest.SerializeToString,
                 response_deserializer=moespac_dot_protos_dot_v1_dot_generation__pb2.SubmitEvent.FromString,
                 _registered_method=True)
+        self.Finish = channel.unary_unary(
+                '/moespac.v1.Scheduling/Finish',
+                request_serializer=moespac_dot_protos_dot_v1_dot_generation__pb2.FinishRequest.SerializeToString,
+                response_deserializer=moespac_dot_protos_dot_v1_dot_generation__pb2.FinishReply.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/moespac.v1.Scheduling/Status',
                 request_serializer=moespac_dot_protos_dot_v1_dot_generation__pb2.StatusRequest.SerializeToString,
@@ -218,6 +223,13 @@ class SchedulingServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Finish(self, request, context):
+        """Ends a request before its time: its stream closes with statistics. One that is not running is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Status(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -231,6 +243,11 @@ def add_SchedulingServicer_to_server(servicer, server):
                     servicer.Submit,
                     request_deserializer=moespac_dot_protos_dot_v1_dot_generation__pb2.SubmitRequest.FromString,
                     response_serializer=moespac_dot_protos_dot_v1_dot_generation__pb2.SubmitEvent.SerializeToString,
+            ),
+            'Finish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Finish,
+                    request_deserializer=moespac_dot_protos_dot_v1_dot_generation__pb2.FinishRequest.FromString,
+                    response_serializer=moespac_dot_protos_dot_v1_dot_generation__pb2.FinishReply.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -267,6 +284,33 @@ class Scheduling:
             '/moespac.v1.Scheduling/Submit',
             moespac_dot_protos_dot_v1_dot_generation__pb2.SubmitRequest.SerializeToString,
             moespac_dot_protos_dot_v1_dot_generation__pb2.SubmitEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Finish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moespac.v1.Scheduling/Finish',
+            moespac_dot_protos_dot_v1_dot_generation__pb2.FinishRequest.SerializeToString,
+            moespac_dot_protos_dot_v1_dot_generation__pb2.FinishReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DeviceDescription(_message.Message):
-    __slots__ = ("name", "version", "torch_device", "emulated", "model", "store_fingerprint", "slots", "slot_bytes", "kv_budget_bytes", "kv_bytes_per_token", "context_length", "eos_token_ids", "has_draft", "resident", "ready", "resident_bytes", "kv_reserved_bytes", "stale_plans")
+    __slots__ = ("name", "version", "torch_device", "emulated", "model", "store_fingerprint", "slots", "slot_bytes", "kv_budget_bytes", "kv_bytes_per_token", "context_length", "eos_token_ids", "drafts", "resident", "ready", "resident_bytes", "kv_reserved_bytes", "stale_plans", "vocab_size")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TORCH_DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -25,12 +25,13 @@ class DeviceDescription(_message.Message):
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    HAS_DRAFT_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STALE_PLANS_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     torch_device: str
@@ -43,13 +44,14 @@ class DeviceDescription(_message.Message):
     kv_bytes_per_token: int
     context_length: int
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    has_draft: bool
+    drafts: _containers.RepeatedScalarFieldContainer[str]
     resident: _containers.RepeatedCompositeFieldContainer[ExpertRef]
     ready: bool
     resident_bytes: int
     kv_reserved_bytes: int
     stale_plans: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., torch_device: _Optional[str] = ..., emulated: _Optional[bool] = ..., model: _Optional[_Union[ModelShape, _Mapping]] = ..., store_fingerprint: _Optional[str] = ..., slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_draft: _Optional[bool] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., ready: _Optional[bool] = ..., resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., stale_plans: _Optional[int] = ...) -> None: ...
+    vocab_size: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., torch_device: _Optional[str] = ..., emulated: _Optional[bool] = ..., model: _Optional[_Union[ModelShape, _Mapping]] = ..., store_fingerprint: _Optional[str] = ..., slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[str]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., ready: _Optional[bool] = ..., resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., stale_plans: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
 
 class ModelShape(_message.Message):
     __slots__ = ("layer_ids", "n_experts", "top_k", "hidden_size", "intermediate_size", "expert_bytes")
@@ -76,49 +78,111 @@ class ExpertRef(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., expert: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_p", "top_k", "seed")
+    __slots__ = ("temperature", "top_p", "top_k", "seed", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "verification")
+    class Verification(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        COUPLED: _ClassVar[Sampling.Verification]
+        REJECTION: _ClassVar[Sampling.Verification]
+    COUPLED: Sampling.Verification
+    REJECTION: Sampling.Verification
+    class LogitBiasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
     top_k: int
     seed: int
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: _containers.ScalarMap[int, float]
+    verification: Sampling.Verification
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., seed: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., verification: _Optional[_Union[Sampling.Verification, str]] = ...) -> None: ...
+
+class TokenLogprobs(_message.Message):
+    __slots__ = ("token", "logprob", "top")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    token: int
+    logprob: float
+    top: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    def __init__(self, token: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+
+class TokenLogprob(_message.Message):
+    __slots__ = ("token", "logprob")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    token: int
+    logprob: float
+    def __init__(self, token: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
-    __slots__ = ("request_id", "token_ids", "reserve_tokens", "sampling", "scheduler")
+    __slots__ = ("request_id", "token_ids", "reserve_tokens", "sampling", "scheduler", "prompt_tokens", "logprobs")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     RESERVE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     SCHEDULER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     reserve_tokens: int
     sampling: Sampling
     scheduler: str
-    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., reserve_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., scheduler: _Optional[str] = ...) -> None: ...
+    prompt_tokens: int
+    logprobs: int
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., reserve_tokens: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., scheduler: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class OpenReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("request_id", "gamma", "prefill_chunk", "trace")
+    __slots__ = ("request_id", "drafts", "prefill_chunk", "trace")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_CHUNK_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
-    gamma: int
+    drafts: _containers.RepeatedCompositeFieldContainer[DraftChoice]
     prefill_chunk: int
     trace: bool
-    def __init__(self, request_id: _Optional[str] = ..., gamma: _Optional[int] = ..., prefill_chunk: _Optional[int] = ..., trace: _Optional[bool] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., drafts: _Optional[_Iterable[_Union[DraftChoice, _Mapping]]] = ..., prefill_chunk: _Optional[int] = ..., trace: _Optional[bool] = ...) -> None: ...
+
+class DraftChoice(_message.Message):
+    __slots__ = ("kind", "gamma")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    gamma: int
+    def __init__(self, kind: _Optional[str] = ..., gamma: _Optional[int] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("emitted", "proposed", "accepted", "prefill", "window", "plan_epoch", "timings", "spans", "resident")
+    __slots__ = ("emitted", "proposed", "accepted", "prefill", "window", "plan_epoch", "timings", "spans", "resident", "logprobs", "draft_kind", "predicted", "behind")
+    class BehindEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     EMITTED_FIELD_NUMBER: _ClassVar[int]
     PROPOSED_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +192,10 @@ class StepReply(_message.Message):
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_KIND_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
     emitted: _containers.RepeatedScalarFieldContainer[int]
     proposed: int
     accepted: int
@@ -137,7 +205,11 @@ class StepReply(_message.Message):
     timings: Timings
     spans: _containers.RepeatedCompositeFieldContainer[Span]
     resident: _containers.RepeatedCompositeFieldContainer[ExpertRef]
-    def __init__(self, emitted: _Optional[_Iterable[int]] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., prefill: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., plan_epoch: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
+    draft_kind: str
+    predicted: Window
+    behind: _containers.ScalarMap[str, int]
+    def __init__(self, emitted: _Optional[_Iterable[int]] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., prefill: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., plan_epoch: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., draft_kind: _Optional[str] = ..., predicted: _Optional[_Union[Window, _Mapping]] = ..., behind: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Window(_message.Message):
     __slots__ = ("tokens", "layers", "token_ids", "experts")

@@ -89,7 +89,7 @@ def planning_duty(progress: Callable[[Iterable, str], Iterable], seconds: int = 
 
 
 def _hour(form: str, seconds: int, progress: Callable[[Iterable, str], Iterable]) -> dict:
-    planner = Planner(SHAPE, SLOTS, "gpu", ["cpu"], PlannerSettings("as_described", GAMMA, 8, 0.03, form=form))
+    planner = Planner(SHAPE, SLOTS, "gpu", ["cpu"], PlannerSettings("as_described", 8, 0.03, form=form))
     box, now, planning, steps, took = Box(seed=1), 0.0, 0.0, 0, []
     for second in progress(range(seconds), f"an hour, {form}"):
         while now < second:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_device import Rig, make_draft_of, make_store, reference_tokens, rig
+from placements import placed
+from tiny_device import Rig, make_draft_of, make_store, reference_tokens
 from tiny_models import make_deepseek_v2, make_qwen3_moe
-from tiny_worker import worker
 from tokenizers import Tokenizer
 
 import moespac
-from moespac.actors.core import ExpertKey, Sampling
+from moespac.actors.core import Sampling
 
 GAMMAS = (0, 4, 8)
 PLACEMENTS = ("hot", "cold", "mixed", "fallback")
@@ -43,27 +43,7 @@ def models(request, tmp_path_factory) -> tuple[Path, Path, Path]:
 
 @pytest.fixture(scope="module", params=PLACEMENTS)
 def device(request, models) -> Iterator[Rig]:
-    yield from _placed(request.param, *models)
-
-
-def _placed(placement: str, target: Path, draft: Path, store: Path) -> Iterator[Rig]:
-    """hot: all experts resident; cold: all on a worker; mixed: a quarter resident; fallback: no slots and no worker."""
-    everything = 2**30
-    if placement in ("hot", "fallback"):
-        with rig(target, store, draft, everything if placement == "hot" else 0) as device:
-            if placement == "hot":
-                device.make_resident(device.shape.keys())
-            yield device
-        return
-    with worker(store, memory=everything) as actor, rig(target, store, draft, 0, [actor.endpoint()]) as cold:
-        if placement == "cold":
-            yield cold
-            return
-        quarter = [ExpertKey(layer, e) for layer in cold.shape.layer_ids for e in range(0, cold.shape.n_experts, 4)]
-        budget = len(quarter) * cold.slots.slot_bytes
-        with rig(target, store, draft, budget, [actor.endpoint()]) as mixed:
-            mixed.make_resident(quarter)
-            yield mixed
+    yield from placed(request.param, *models)
 
 
 def _check_placement(device: Rig, done) -> None:
@@ -122,7 +102,7 @@ def prompts(bundled) -> list[tuple[int, ...]]:
 
 
 def _check_bundled(bundled, placement: str, gamma: int, prompts: list[tuple[int, ...]], n: int) -> None:
-    for device in _placed(placement, *bundled):
+    for device in placed(placement, *bundled):
         for prompt in prompts:
             done = device.generate(prompt, n, gamma)
             assert done.tokens == reference_tokens(bundled[0], prompt, n)

@@ -95,6 +95,56 @@ def test_a_seed_gives_the_same_text_for_every_gamma(client):
     assert other not in texts
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_p": 0.9, "presence_penalty": 0.5, "seed": 5}])
+def test_a_stop_string_cuts_the_same_text_for_every_gamma(client, options):
+    whole = read(client, PROMPTS[1], max_tokens=TOKENS, ignore_eos=True, **options)
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 5]
+    cuts = []
+    for gamma in (0, 4, 8):
+        generation = client.generate(PROMPTS[1], TOKENS, gamma=gamma, stop=[stop], ignore_eos=True, **options)
+        assert "".join(generation) == whole[: whole.index(stop)]
+        statistics = generation.statistics
+        assert (statistics.finish_reason, statistics.stop, statistics.tokens) == (
+            "stop",
+            stop,
+            len(generation.token_ids),
+        )
+        cuts.append(generation.token_ids)
+    assert cuts[0] == cuts[1] == cuts[2]
+    assert_nothing_held(client)
+
+
+def test_log_probabilities_bias_and_the_end_of_text(client):
+    def run(**options):
+        generation = client.generate(PROMPTS[2], max_tokens=16, temperature=0.9, seed=2, **options)
+        list(generation)
+        return generation
+
+    plain, drafted = run(logprobs=2, gamma=0), run(logprobs=2, gamma=8)
+    assert plain.token_ids == drafted.token_ids == [entry.token for entry in drafted.logprobs]
+    for one, other in zip(plain.logprobs, drafted.logprobs, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        assert len(other.top) == 2 and other.top[0][1] >= max(other.top[1][1], other.logprob)
+    banned = plain.token_ids[0]
+    assert banned not in run(logit_bias={banned: -1e4}).token_ids
+    (end, *_) = client.status().device.eos_token_ids
+    ended = run(logit_bias={end: 1e3})
+    assert ended.text == "" and ended.token_ids == [] and ended.statistics.stop_token_id == end
+    stopped = run(stop_token_ids=[plain.token_ids[5]])
+    assert stopped.token_ids == plain.token_ids[: plain.token_ids.index(plain.token_ids[5])]
+    assert stopped.statistics.stop_token_id == plain.token_ids[5]
+
+
+def test_rejection_sampling(client):
+    """Without drafts it is sampling as always; with them a seed does not fix the text."""
+    options = {"max_tokens": 24, "temperature": 0.9, "seed": 3, "ignore_eos": True}
+    plain = read(client, PROMPTS[3], gamma=0, **options)
+    assert read(client, PROMPTS[3], gamma=0, verification="rejection", **options) == plain
+    generation = client.generate(PROMPTS[3], gamma=4, verification="rejection", **options)
+    assert "".join(generation) == generation.text
+    assert generation.statistics.tokens == 24 and generation.statistics.proposed > 0
+
+
 def test_two_at_once_one_leaves(service, client, expected):
     prompts = list(expected)[:2]
     leaver = client.generate(PROMPTS[5], max_tokens=400, ignore_eos=True)
@@ -181,6 +231,9 @@ def test_too_many_requests_are_refused_with_a_hint(client):
         ("word " * 2000, {}, "context"),
         ("x", {"temperature": -1.0}, "temperature"),
         ("x", {"top_p": 1.5}, "top_p"),
+        ("x", {"repetition_penalty": -1.0}, "repetition_penalty"),
+        ("x", {"logit_bias": {2**31: 1.0}}, "logit_bias: 2147483648 is no token"),
+        ("x", {"stop": ["x" * 300]}, "stop"),
     ],
 )
 def test_bad_requests_name_the_field(client, prompt, options, words):

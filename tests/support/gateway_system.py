@@ -14,6 +14,7 @@ from moespac.cluster.client import AsyncClient, Client, MoespacError
 from moespac.cluster.gateway.server import GatewayServer
 from moespac.configs import (
     Deployment,
+    DraftConfig,
     GpuDeviceConfig,
     ModelConfig,
     PrefetcherConfig,
@@ -31,7 +32,8 @@ def deployment(target: Path, port: int = 0, host: str = "127.0.0.1", **scheduler
         model=ModelConfig(target=target),
         devices=(GpuDeviceConfig(name="gpu-0", torch_device="cpu", expert_memory=0, kv_memory=1 << 20),),
         prefetcher=PrefetcherConfig(host_memory=1 << 20),
-        scheduler=SchedulerConfig(**({"gamma": 0} | scheduler)),
+        draft=DraftConfig(kinds=()),
+        scheduler=SchedulerConfig(**scheduler),
         service=ServiceConfig(host=host, port=port),
     )
 
@@ -70,6 +72,20 @@ def use(address: str, call):
     """Runs `call(client)` for the synchronous client."""
     with Client(address) as client:
         return call(client)
+
+
+def generate_both(address: str, prompt: str, **arguments):
+    """The same generation through both clients: [(pieces, generation)]."""
+    with Client(address) as client:
+        generation = client.generate(prompt, **arguments)
+        results = [(list(generation), generation)]
+
+    async def run():
+        async with AsyncClient(address) as client:
+            generation = client.generate(prompt, **arguments)
+            return [piece async for piece in generation], generation
+
+    return [*results, asyncio.run(run())]
 
 
 def error_both(address: str, *args, **arguments) -> MoespacError:

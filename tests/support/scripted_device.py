@@ -22,6 +22,8 @@ class ScriptedDevice(steps_pb2_grpc.DeviceServicer):
     def __init__(self, name: str = "gpu-0"):
         self.name = name
         self.ready = True
+        self.drafts = ["model"]
+        self.eos: list[int] = []
         self.on_step: Callable[[pb.StepRequest, grpc.ServicerContext], None] = lambda request, context: None
         self.on_close: Callable[[pb.CloseRequest, grpc.ServicerContext], None] = lambda request, context: None
         self.opened: list[pb.OpenRequest] = []
@@ -29,6 +31,7 @@ class ScriptedDevice(steps_pb2_grpc.DeviceServicer):
         self.steps: list[tuple[str, float]] = []
         """(request id, seconds that the call had left)."""
         self.sessions: dict[str, int] = {}
+        self._logprobs: set[str] = set()
         self._server: ActorServer | None = None
         self._address: str | None = None
         self._incarnation = 0
@@ -59,13 +62,16 @@ class ScriptedDevice(steps_pb2_grpc.DeviceServicer):
             kv_bytes_per_token=10,
             context_length=1000,
             ready=self.ready,
-            has_draft=True,
+            eos_token_ids=self.eos,
+            drafts=self.drafts,
         )
 
     def Open(self, request, context):
         with self._lock:
             self.opened.append(request)
             self.sessions[request.request_id] = request.token_ids[-1]
+            if request.HasField("logprobs"):
+                self._logprobs.add(request.request_id)
         return pb.OpenReply()
 
     def Step(self, request, context):
@@ -76,11 +82,14 @@ class ScriptedDevice(steps_pb2_grpc.DeviceServicer):
                 context.abort(grpc.StatusCode.NOT_FOUND, f"unknown request {request.request_id}")
             last = self.sessions[request.request_id]
             self.sessions[request.request_id] += TOKENS_PER_STEP
+        emitted = [last + 1 + i for i in range(TOKENS_PER_STEP)]
         layers = [pb.LayerCounts(layer=layer, counts=[2, 2, 0, 0], used=2, hits=1) for layer in SHAPE.layer_ids]
         return pb.StepReply(
-            emitted=[last + 1 + i for i in range(TOKENS_PER_STEP)],
+            emitted=emitted,
+            logprobs=[pb.TokenLogprobs(token=token) for token in emitted if request.request_id in self._logprobs],
             proposed=2,
             accepted=1,
+            draft_kind=request.drafts[0].kind if request.drafts else "",
             window=pb.Window(tokens=2, layers=layers),
             timings=pb.Timings(draft_s=0.001, verify_s=0.002),
         )

@@ -33,6 +33,9 @@ class Script:
     """Status code and message to answer every Submit with."""
     context_length: int = 256
     ready: bool = True
+    vocab_size: int = 320
+    never_finish: bool = False
+    """Refuses to end a request before its time."""
     trace: list[str] = field(default_factory=list)
     """Rows to send a span of with each event, where the request asks for a trace."""
 
@@ -42,6 +45,8 @@ class ScriptedScheduler(generation_pb2_grpc.SchedulingServicer):
         """`arrived(request)` is called for every Submit."""
         self.script, self._arrived = script, arrived
         self.requests: list[pb.SubmitRequest] = []
+        self.finished: list[str] = []
+        """Requests that the gateway ended before their time."""
         self.time_remaining: list[float | None] = []
         self.left = threading.Event()
         """Set when a caller left a stream that was not at its end."""
@@ -80,7 +85,7 @@ class ScriptedScheduler(generation_pb2_grpc.SchedulingServicer):
 
         context.add_callback(ended)
         started, done, last = time.monotonic(), len(emitted), min(request.max_tokens, len(script.tokens))
-        while True:
+        while request.request_id not in self.finished:
             if script.pause_after is not None and done >= script.pause_after:
                 gone.wait()
                 if not context.is_active():
@@ -92,7 +97,9 @@ class ScriptedScheduler(generation_pb2_grpc.SchedulingServicer):
             now = time.time_ns()
             rows = script.trace if request.trace else []
             spans = [steps_pb2.Span(row=row, name="pass", start_ns=now, end_ns=now + 1000) for row in rows]
-            yield pb.SubmitEvent(token_ids=tokens, spans=spans)
+            asked = tokens if request.HasField("logprobs") else []
+            logprobs = [steps_pb2.TokenLogprobs(token=token, logprob=-token / 8) for token in asked]
+            yield pb.SubmitEvent(token_ids=tokens, spans=spans, logprobs=logprobs)
         own = done - len(emitted)
         reason = pb.Statistics.LENGTH if done == request.max_tokens else pb.Statistics.STOP
         finished.set()
@@ -113,11 +120,19 @@ class ScriptedScheduler(generation_pb2_grpc.SchedulingServicer):
             )
         )
 
+    def Finish(self, request, context):
+        if self.script.never_finish:
+            context.abort(grpc.StatusCode.INTERNAL, "scripted to go on")
+        self.finished.append(request.request_id)
+        self.go_on()
+        return pb.FinishReply()
+
     def Status(self, request, context):
         device = steps_pb2.DeviceDescription(
             name="gpu-0",
             torch_device="cpu",
             context_length=self.script.context_length,
+            vocab_size=self.script.vocab_size,
             model=steps_pb2.ModelShape(layer_ids=[0, 1, 2], n_experts=8, top_k=2, expert_bytes=3072),
         )
         return pb.StatusReply(

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from moespac.actors.core import ExpertKey, ModelShape, Sampling
+from moespac.actors.core import DraftChoice, ExpertKey, ModelShape, Sampling
 from moespac.actors.gpu_device.decode import Decoder, Session, StepResult
-from moespac.actors.gpu_device.drafting import Drafter
+from moespac.actors.gpu_device.drafts.dense import DenseDraft
+from moespac.actors.gpu_device.drafts.ngram import NgramDraft
+from moespac.actors.gpu_device.drafts.resident import ResidentDraft
 from moespac.actors.gpu_device.layer import LayerExecutor
 from moespac.actors.gpu_device.link import CudaLink, MemoryLink
 from moespac.actors.gpu_device.misses import Workers
@@ -22,7 +24,7 @@ from moespac.actors.gpu_device.passes import Pass
 from moespac.actors.gpu_device.slots import ExpertSlots, Outcome
 from moespac.actors.gpu_device.trunk import load_draft, load_trunk
 from moespac.actors.policy.cost import CostModel
-from moespac.actors.policy.sampling import choose_token
+from moespac.actors.policy.sampler import Sampler
 from moespac.actors.prefetcher.convert import convert
 from moespac.actors.prefetcher.source import ExpertSource
 from moespac.actors.prefetcher.store import ExpertStore
@@ -35,6 +37,8 @@ from moespac.kernels.experts import ExpertKernel
 CPU = torch.device("cpu")
 SPARE_POSITIONS = 16
 """Reserved beyond prompt and answer: more than any draft window here."""
+HISTORY_BYTES = 2**16
+"""For the texts of earlier requests that n-grams are looked up in."""
 
 
 @cache
@@ -48,14 +52,14 @@ def reference_model(checkpoint: Path):
 @cache
 def reference_tokens(checkpoint: Path, prompt: tuple[int, ...], n: int, sampling: Sampling = Sampling()) -> list[int]:  # noqa: B008
     """`n` tokens after `prompt` by the oracle alone: one token a pass. Sampled ones use the noise of the position."""
-    model = reference_model(checkpoint)
+    model, sampler = reference_model(checkpoint), Sampler(sampling, len(prompt))
     tokens, cached = list(prompt), None
     with torch.inference_mode():
         for _ in range(n):
             pending = tokens if cached is None else tokens[-1:]
             out = model(torch.tensor([pending]), past_key_values=cached, use_cache=True, logits_to_keep=1)
             cached = out.past_key_values
-            tokens.append(choose_token(out.logits[0, -1].numpy(), sampling, len(tokens)))
+            tokens.append(sampler.choose(out.logits[0, -1].numpy(), tokens))
     return tokens[len(prompt) :]
 
 
@@ -126,15 +130,18 @@ class Rig:
         gamma: int,
         sampling: Sampling = Sampling(),  # noqa: B008
         prefill_chunk: int = 512,
+        kind: str = "model",
     ) -> Generated:
-        """`n` tokens, as a scheduler drives the device."""
+        """`n` tokens, as a scheduler drives the device; no drafts if it has none of that `kind`."""
         session, done = self.open(prompt, n, sampling), Generated()
         while len(done.tokens) < n:
             run = self.new_pass()
-            step = self.decoder.step(session, min(gamma, n - len(done.tokens) - 1), prefill_chunk, run)
+            choices = [DraftChoice(kind, min(gamma, n - len(done.tokens) - 1))] if kind in self.decoder.drafts else []
+            step = self.decoder.step(session, choices, prefill_chunk, run)
             done.tokens.extend(step.emitted)
             done.steps.append(step)
             done.passes.append(run)
+        self.decoder.closed(session)
         return done
 
 
@@ -154,7 +161,6 @@ def rig(
     `clock`: of workers' back-off; `kernel`: of experts, the fastest if None.
     """
     target = load_trunk(checkpoint, torch.float32, device)
-    drafter = Drafter(load_draft(draft, torch.float32, device), target.vocab_size) if draft else None
     opened = ExpertStore.open(store)
     shape = opened.shape
     source = ExpertSource.own(opened, 2 * shape.n_layers * shape.n_experts * max(shape.expert_bytes, 4096))
@@ -172,7 +178,10 @@ def rig(
         # Fills take experts from the arena only; this waits until every one is there.
         for layer in shape.layer_ids:
             source.with_experts(layer, range(shape.n_experts), lambda _blocks: None)
-        yield Rig(shape, source, slots, Decoder(target, drafter, executor))
+        drafts = {"ngram": NgramDraft(HISTORY_BYTES), "self": ResidentDraft(target, executor)}
+        if draft is not None:
+            drafts["model"] = DenseDraft(load_draft(draft, torch.float32, device), target.vocab_size)
+        yield Rig(shape, source, slots, Decoder(target, drafts, executor))
     finally:
         source.close()
         opened.close()

@@ -31,7 +31,6 @@ def deployment(compute_dtype: str = "float32", **worker) -> Deployment:
             CpuDeviceConfig(name="cpu-0", **{k: v for k, v in worker.items() if v is not None}),
         ),
         prefetcher=PrefetcherConfig(host_memory=2**20),
-        scheduler={"gamma": 0},
     )
 
 

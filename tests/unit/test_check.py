@@ -134,7 +134,7 @@ def test_tokenizers_of_target_and_draft_differ(folder):
         ),
         ("host_memory: 1MiB", "host_memory: 4095B", "prefetcher.host_memory", 15, "one expert", "4KiB or more"),
         ("name: cpu-0", "name: cpu-0\n    memory: 1KiB", "devices[1].memory", 14, "one expert", "4KiB or more"),
-        ("kv_memory: 1MiB", "kv_memory: 1KiB", "devices[0].kv_memory", 11, "the 6 tokens of the", "or more"),
+        ("kv_memory: 1MiB", "kv_memory: 1KiB", "devices[0].kv_memory", 11, "the 18 tokens of the", "or more"),
     ],
 )
 def test_budgets_too_small_for_the_model(folder, old, new, key, line, problem, remedy):

@@ -8,7 +8,7 @@ import time
 
 import grpc
 import pytest
-from gateway_system import TEXT, error_both, use, wait_until
+from gateway_system import TEXT, error_both, generate_both, use, wait_until
 from scripted_scheduler import Script
 
 from moespac.cluster.client import (
@@ -23,21 +23,6 @@ from moespac.cluster.client import (
 )
 from moespac.cluster.client.errors import from_rpc
 from moespac.protos.v1 import generation_pb2, generation_pb2_grpc
-
-
-def generate_both(address: str, prompt: str, **arguments):
-    """The same generation through both clients: [(pieces, generation)]."""
-    with Client(address) as client:
-        generation = client.generate(prompt, **arguments)
-        results = [(list(generation), generation)]
-
-    async def run():
-        async with AsyncClient(address) as client:
-            generation = client.generate(prompt, **arguments)
-            return [piece async for piece in generation], generation
-
-    return [*results, asyncio.run(run())]
-
 
 # ---- what a generation gives ----------------------------------------------------------------------------------------
 
@@ -122,7 +107,7 @@ BAD = [
     ({"top_k": -1}, "top_k: -1 cannot be sent"),
     ({"seed": -1}, "seed: -1 cannot be sent"),
     ({"gamma": 17}, "gamma: 17 is above 16"),
-    ({"gamma": 4}, "gamma: 4 needs a draft model"),
+    ({"gamma": 4}, "gamma: 4 needs a draft"),
     ({"model": "other"}, "model: 'other' is not served here"),
     ({"prompt": 7}, "prompt: int is not text"),
     (

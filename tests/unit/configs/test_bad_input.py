@@ -22,7 +22,7 @@ devices:
 prefetcher:
   host_memory: 32MiB
 scheduler:
-  gamma: 4
+  replan_every: 4
 service:
   port: 50051
 """
@@ -34,15 +34,15 @@ MISTAKES = {
         "not a known key", "did you mean expert_memory?"),
     "unknown section": ("servise:", "service:", 17, "servise", "", "not a known key", "did you mean service?"),
     "unlike any key": (
-        "  xyzzy: 4", "  gamma: 4", 16, "scheduler.xyzzy", "4", "not a known key", "keys here are estimator"),
+        "  xyzzy: 4", "  replan_every: 4", 16, "scheduler.xyzzy", "4", "not a known key", "keys here are estimator"),
     "wrong unit": (
         "  host_memory: 32Mb", "  host_memory: 32MiB", 14, "prefetcher.host_memory", "'32Mb'", "unknown unit 'Mb'",
         "did you mean 32MB?"),
     "no unit": (
         "    kv_memory: 64", "    kv_memory: 64MiB", 10, "devices[0].kv_memory", "64", "without a unit", "64MiB or"),
     "duplicate key": (
-        "  gamma: 4\n  gamma: 5", "  gamma: 4", 17, "scheduler.gamma", "", "given twice, first in line 16",
-        "remove one"),
+        "  replan_every: 4\n  replan_every: 5", "  replan_every: 4", 17, "scheduler.replan_every", "",
+        "given twice, first in line 16", "remove one"),
     "two gpu devices": (
         "  - kind: gpu\n    torch_device: cpu\n    expert_memory: 0\n    kv_memory: 1MiB", "  - kind: cpu", 11,
         "devices[1].kind", "'gpu'", "second device of kind gpu", "keep one"),
@@ -60,16 +60,39 @@ MISTAKES = {
         "    name: Worker 1", "    name: cpu-0", 12, "devices[1].name", "'Worker 1'", "not a name", "lower-case"),
     "reserved name": (
         "    name: scheduler", "    name: cpu-0", 12, "devices[1].name", "'scheduler'", "no device", "do not use"),
-    "negative gamma": ("  gamma: -1", "  gamma: 4", 16, "scheduler.gamma", "-1", "at least 0", "Tokens drafted"),
-    "gamma without draft": ("", "  draft: draft\n", 15, "scheduler.gamma", "4", "no draft model", "gamma: 0"),
+    "negative number": (
+        "  replan_every: -1", "  replan_every: 4", 16, "scheduler.replan_every", "-1", "at least 1", "Steps after"),
+    "draft gamma beyond": (
+        "  replan_every: 4\ndraft:\n  gamma: 17", "  replan_every: 4", 18, "draft.gamma", "17",
+        "no number of draft tokens", "auto, or a whole number from 0 to 16"),
+    "draft gamma as yes": (
+        "  replan_every: 4\ndraft:\n  gamma: yes", "  replan_every: 4", 18, "draft.gamma", "True",
+        "no number of draft tokens", "auto"),
+    "draft unheard of": (
+        "  replan_every: 4\ndraft:\n  kinds: [model, mtp]", "  replan_every: 4", 18, "draft.kinds[1]", "'mtp'",
+        "none of the choices", "model, ngram, self"),
+    "draft twice": (
+        "  replan_every: 4\ndraft:\n  kinds: [ngram, ngram]", "  replan_every: 4", 18, "draft.kinds", "",
+        "names a draft twice", "once"),
+    "gamma without draft": (
+        "draft:\n  kinds: []\n  gamma: 4\nservice:", "service:", 19, "draft.gamma", "4", "names nothing", "gamma: 0"),
+    "draft model that is not there": (
+        "  target: target\ndraft:\n  kinds: [model]", "  target: target\n  draft: draft", 5, "draft.kinds", "",
+        "no draft model", "set model.draft"),
+    "self-draft without slots": (
+        "draft:\n  kinds: [self]\n"
+        "devices:\n  - kind: gpu\n    name: gpu-0\n    torch_device: cpu\n    expert_memory: 0",
+        GOOD[GOOD.index("devices:") : GOOD.index("\n    kv_memory")], 6, "draft.kinds", "", "no expert is resident",
+        "expert_memory"),
     "prefetcher away from its device": (
         "  host_memory: 32MiB\n  placement: far", "  host_memory: 32MiB", 15, "prefetcher.placement", "'far'",
         "any node for the device gpu-0", "same placement"),
     "device away from its prefetcher": (
         "    kv_memory: 64MiB\n    placement: far", "    kv_memory: 64MiB", 14, "prefetcher.placement", "",
         "is any node, but far", "same placement"),
-    "gamma as text": (
-        "  gamma: four", "  gamma: 4", 16, "scheduler.gamma", "'four'", "a whole number", "Tokens drafted"),
+    "number as text": (
+        "  replan_every: four", "  replan_every: 4", 16, "scheduler.replan_every", "'four'", "a whole number",
+        "Steps after"),
     "port too high": ("  port: 65536", "  port: 50051", 18, "service.port", "65536", "at most 65535", "TCP port"),
     "port negative": ("  port: -1", "  port: 50051", 18, "service.port", "-1", "at least 0", "TCP port"),
     "torch device": (
@@ -110,16 +133,18 @@ MISTAKES = {
         "Ray defines itself", "moespac-worker"),
     "missing key": ("", "  target: target\n", 2, "model.target", "", "is missing", "add target: Folder"),
     "estimator": (
-        "  estimator: as_descrbed", "  gamma: 4", 16, "scheduler.estimator", "'as_descrbed'", "none of the choices",
-        "did you mean as_described?"),
+        "  estimator: as_descrbed", "  replan_every: 4", 16, "scheduler.estimator", "'as_descrbed'",
+        "none of the choices", "did you mean as_described?"),
     "section as text": (
         "prefetcher: big", "prefetcher:\n  host_memory: 32MiB", 13, "prefetcher", "'big'", "a section", "disk"),
     "path as number": ("  target: 7", "  target: target", 3, "model.target", "7", "not a path", "write a path"),
-    "broken YAML": ("  gamma: [4", "  gamma: 4", 17, "", "", "not valid YAML", "indentation"),
-    "tab": ("\tgamma: 4", "  gamma: 4", 16, "", "", "not valid YAML", "indentation"),
-    "alias of itself": ("  gamma: &a [*a]", "  gamma: 4", 16, "", "", "an alias that contains itself", "here"),
+    "broken YAML": ("  replan_every: [4", "  replan_every: 4", 17, "", "", "not valid YAML", "indentation"),
+    "tab": ("\treplan_every: 4", "  replan_every: 4", 16, "", "", "not valid YAML", "indentation"),
+    "alias of itself": (
+        "  replan_every: &a [*a]", "  replan_every: 4", 16, "", "", "an alias that contains itself", "here"),
     "Python object": (
-        "  gamma: !!python/object:os.system {}", "  gamma: 4", 16, "", "", "not valid YAML", "indentation"),
+        "  replan_every: !!python/object:os.system {}", "  replan_every: 4", 16, "", "", "not valid YAML",
+        "indentation"),
 }  # fmt: skip
 
 
@@ -151,10 +176,10 @@ def test_a_mistake_is_named_with_its_place_and_remedy(tmp_path, mistake):
 
 
 def test_all_mistakes_are_reported_together_in_the_files_order(tmp_path):
-    text = GOOD.replace("64MiB", "64").replace("gamma: 4", "gama: 4").replace("port: 50051", "port: 70000")
+    text = GOOD.replace("64MiB", "64").replace("replan_every", "replan_evry").replace("port: 50051", "port: 70000")
     error = error_of(tmp_path, text)
     assert [(p.line, p.key) for p in error.problems] == [
-        (10, "devices[0].kv_memory"), (16, "scheduler.gama"), (18, "service.port"),
+        (10, "devices[0].kv_memory"), (16, "scheduler.replan_evry"), (18, "service.port"),
     ]  # fmt: skip
     assert "3 problems" in str(error)
 

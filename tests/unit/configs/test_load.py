@@ -44,7 +44,7 @@ def test_values_arrive_in_plain_units(file):
 
 def test_what_is_left_out_has_its_default(file):
     deployment = load_deployment(str(file))
-    assert deployment.scheduler.gamma == 4
+    assert deployment.draft.gamma == "auto" and deployment.draft_kinds == ("model", "ngram", "self")
     assert deployment.prefetcher.readers == 8
     assert deployment.service.port == 50051
     assert deployment.service.host == "127.0.0.1"
@@ -80,6 +80,6 @@ def test_code_may_build_sections_with_plain_numbers_or_units():
 def test_every_field_says_its_unit_and_effect():
     sections = [section for section in vars(schema).values() if isinstance(section, type)]
     found = [section for section in sections if issubclass(section, schema.Section) and section is not schema.Section]
-    assert len(found) == 8
+    assert len(found) == 9
     silent = [f"{s.__name__}.{n}" for s in found for n, f in s.model_fields.items() if not f.description]
     assert silent == []

@@ -21,7 +21,7 @@ def test_those_that_the_documentation_names_are_there():
 @pytest.mark.parametrize("file", DEPLOYMENTS, ids=lambda p: p.name)
 def test_it_loads(file):
     deployment = load_deployment(file)
-    assert deployment.scheduler.gamma > 0 and deployment.model.draft is not None
+    assert deployment.draft_kinds == ("model", "ngram", "self") and deployment.draft_model is not None
 
 
 @pytest.mark.parametrize("file", DEPLOYMENTS, ids=lambda p: p.name)

@@ -6,11 +6,12 @@ import pytest
 from tiny_device import make_draft_of, make_store, reference_tokens, rig
 from tiny_models import make_qwen3_moe
 
-from moespac.actors.core import Sampling
+from moespac.actors.core import DraftChoice, Sampling
 from moespac.actors.gpu_device.decode import ContextFull
 from moespac.actors.gpu_device.passes import PassAbandoned
 
 PROMPT = tuple(range(30, 43))
+THREE, FOUR, EIGHT = ([DraftChoice("model", gamma)] for gamma in (3, 4, 8))
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,12 @@ def device(target, tmp_path_factory):
 
 def test_a_prompt_is_computed_in_chunks_and_ends_in_a_token(device, target):
     session, run = device.open(PROMPT, 8), device.new_pass()
-    first = device.decoder.step(session, 4, 8, run)
+    first = device.decoder.step(session, FOUR, 8, run)
     assert first.prefill and first.emitted == () and first.proposed == 0
     assert run.tokens == 8 and run.counts.sum() == 8 * device.shape.top_k * device.shape.n_layers
-    second = device.decoder.step(session, 4, 8, device.new_pass())
+    second = device.decoder.step(session, FOUR, 8, device.new_pass())
     assert second.prefill and list(second.emitted) == reference_tokens(target, PROMPT, 1)
-    third = device.decoder.step(session, 4, 8, run := device.new_pass())
+    third = device.decoder.step(session, FOUR, 8, run := device.new_pass())
     assert not third.prefill and third.proposed == 4 and run.tokens == 5
     assert len(third.emitted) == third.accepted + 1
     assert session.target_cache.length == len(session.tokens) - 1
@@ -64,10 +65,10 @@ def test_a_step_that_breaks_off_leaves_the_session_as_it_was(device, target):
         for layers in (0, 1, 2, 3):  # asked once before the step and once before each of 3 layers
             before = list(session.tokens)
             with pytest.raises(PassAbandoned):
-                device.decoder.step(session, 3, 5, until(layers))
+                device.decoder.step(session, THREE, 5, until(layers))
             assert session.tokens == before
             asked.append(layers)
-        device.decoder.step(session, 3, 5, device.new_pass())
+        device.decoder.step(session, THREE, 5, device.new_pass())
     assert session.tokens[len(PROMPT) :][:24] == expected and len(asked) > 12
 
 
@@ -76,7 +77,7 @@ def test_caches_stay_within_what_was_reserved(device):
     session.reserved_tokens = len(PROMPT) + 12
     token_bytes = session_bytes = 0
     while len(session.tokens) < session.reserved_tokens:
-        device.decoder.step(session, 8, 512, device.new_pass())
+        device.decoder.step(session, EIGHT, 512, device.new_pass())
         token_bytes = token_bytes or session.target_cache.nbytes() // session.target_cache.length
         session_bytes = max(session_bytes, session.target_cache.nbytes())
         assert session_bytes <= session.reserved_tokens * token_bytes
@@ -88,7 +89,7 @@ def test_the_end_of_the_context_is_an_error_not_a_wrong_token(device):
     for _ in range(8):
         if len(session.tokens) > limit:
             break
-        device.decoder.step(session, 8, 512, device.new_pass())
+        device.decoder.step(session, EIGHT, 512, device.new_pass())
     assert len(session.tokens) == limit + 1  # the last token needs no position of its own
     with pytest.raises(ContextFull, match="context is 256"):
-        device.decoder.step(session, 8, 512, device.new_pass())
+        device.decoder.step(session, EIGHT, 512, device.new_pass())

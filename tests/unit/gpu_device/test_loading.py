@@ -36,7 +36,6 @@ def test_an_arena_on_another_host_is_refused_at_once(tmp_path):
             model=ModelConfig(target=target),
             devices=(GpuDeviceConfig(name="gpu-0", torch_device="cpu", expert_memory=0, kv_memory=2**20),),
             prefetcher=PrefetcherConfig(host_memory=2**20),
-            scheduler={"gamma": 0},
         )
         actor = GpuDeviceActor("gpu-0", deployment, store_path, "prefetcher", [], "127.0.0.1", lambda _name: endpoint)
         try:

@@ -39,7 +39,12 @@ def test_other_merges_and_special_tokens_are_told(tmp_path, target):
     with pytest.raises(TokenizerMismatch, match="merges differ"):
         check_same_tokenizer(target, _write(tmp_path / "m", {"a": 0, "b": 1, "ab": 2}, [], [("<end>", 3)]))
     with pytest.raises(TokenizerMismatch, match=r"special tokens differ \('<end>' is 3 in the target, absent"):
-        check_same_tokenizer(target, _write(tmp_path / "s", {"a": 0, "b": 1, "ab": 2}, ["a b"]))
+        check_same_tokenizer(target, _write(tmp_path / "s", {"a": 0, "b": 1, "ab": 2}, ["a b"], [("<pad>", 4)]))
+
+
+@pytest.mark.parametrize("tail", [[], [("<end>", 3), ("<tool>", 4), ("<think>", 5)]], ids=["shorter", "longer"])
+def test_a_tail_that_only_one_has_is_tolerated(tmp_path, target, tail):
+    check_same_tokenizer(target, _write(tmp_path / "draft", {"a": 0, "b": 1, "ab": 2}, ["a b"], tail))
 
 
 def test_missing_and_damaged_files_are_named(tmp_path, target):

@@ -41,7 +41,7 @@ def _deployment(target: Path, draft: Path | None, **gpu) -> Deployment:
             CpuDeviceConfig(name="cpu-0", arena="own", memory=2**20),
         ),
         prefetcher=PrefetcherConfig(host_memory=2**20),
-        scheduler={"gamma": 4 if draft else 0},
+        draft={"kinds": ["model", "ngram", "self"] if draft else []},
     )
 
 
@@ -62,7 +62,8 @@ class System:
         self.stub.Open(message, timeout=10)
 
     def step(self, request_id: str, gamma: int = 4, trace: bool = False, timeout: float = 30) -> pb.StepReply:
-        message = pb.StepRequest(request_id=request_id, gamma=gamma, prefill_chunk=8, trace=trace)
+        drafts = [pb.DraftChoice(kind="model", gamma=gamma)] if gamma else []
+        message = pb.StepRequest(request_id=request_id, drafts=drafts, prefill_chunk=8, trace=trace)
         return self.stub.Step(message, timeout=timeout)
 
     def close(self, request_id: str) -> None:
@@ -121,7 +122,8 @@ def _code(call, *arguments, **keywords) -> tuple[grpc.StatusCode, str]:
 def test_it_says_what_it_is(system):
     told = system.describe()
     assert (told.name, told.version, told.torch_device, told.emulated) == ("gpu-0", __version__, "cpu", True)
-    assert (told.slots, told.slot_bytes) == (SLOTS, 3072) and told.has_draft and told.ready
+    assert list(told.drafts) == ["model", "ngram", "self"]
+    assert (told.slots, told.slot_bytes) == (SLOTS, 3072) and told.ready
     assert list(told.model.layer_ids) == [0, 1, 2] and told.model.n_experts == 8
     assert told.kv_bytes_per_token == KV_BYTES_PER_TOKEN and told.context_length == 256
     assert list(told.eos_token_ids) == [0]
@@ -261,7 +263,7 @@ def test_two_requests_take_turns_without_disturbing_each_other(system):
 def test_a_deadline_that_passes_and_a_caller_that_leaves_change_nothing(system):
     system.open("late", reserve=80)
     assert _code(system.step, "late", timeout=0.001)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
-    gone = system.stub.Step.future(pb.StepRequest(request_id="late", gamma=4, prefill_chunk=8), timeout=30)
+    gone = system.stub.Step.future(pb.StepRequest(request_id="late", prefill_chunk=8), timeout=30)
     gone.cancel()
     # Whether the abandoned steps were still computed is a matter of time: opened anew, the tokens are the same.
     system.open("late", reserve=80)

@@ -8,7 +8,7 @@ from tiny_models import make_qwen3_moe
 
 from moespac.actors.core import Sampling
 from moespac.actors.gpu_device.kv import KvBudget, KvExhausted
-from moespac.actors.gpu_device.sessions import IDLE_S, Sessions, UnknownRequest
+from moespac.actors.gpu_device.sessions import IDLE_S, BadRequest, Sessions, UnknownRequest
 
 
 def test_idle_requests_make_room_for_new_ones(tmp_path):
@@ -49,3 +49,16 @@ def test_requests_of_another_scheduler_are_dropped_before_anything_is_reserved(t
                 sessions.get(name)
         assert sessions.budget.reserved_bytes == 90 and sessions.alone("c") and not sessions.get("c").closing
         sessions.check_integrity()
+
+
+def test_what_cannot_be_computed_as_asked_is_refused_by_name(tmp_path):
+    target = make_qwen3_moe(tmp_path / "target")
+    with rig(target, make_store(target, tmp_path / "store")) as device:
+        sessions = Sessions(device.decoder, KvBudget(100, 1))
+        with pytest.raises(BadRequest, match=r"^prompt_tokens: 3 of 2 token_ids"):
+            sessions.open("a", [1, 2], 9, Sampling(), prompt_tokens=3)
+        with pytest.raises(BadRequest, match=r"^logit_bias: 320 is no token, the vocabulary has 320"):
+            sessions.open("a", [1, 2], 9, Sampling(logit_bias=((319, 1.0), (320, 1.0))))
+        assert sessions.budget.reserved_bytes == 0
+        sessions.open("a", [1, 2], 9, Sampling(logit_bias=((319, 1.0),)), prompt_tokens=1, logprobs=0)
+        assert sessions.get("a").sampler.prompt_tokens == 1 and sessions.get("a").logprobs == 0

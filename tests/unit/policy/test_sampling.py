@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from moespac.actors.core import Sampling
-from moespac.actors.policy.sampling import choose_token, gumbel, warp
+from moespac.actors.policy.sampling import choose_token, gumbel, independent_noise, warp
 
 
 def transformers_log_probabilities(logits, sampling):
@@ -16,16 +16,18 @@ def transformers_log_probabilities(logits, sampling):
         scores = TopKLogitsWarper(sampling.top_k)(None, scores)
     if sampling.top_p < 1.0:
         scores = TopPLogitsWarper(sampling.top_p)(None, scores)
+    if sampling.min_p:
+        scores = MinPLogitsWarper(sampling.min_p)(None, scores)
     return scores.log_softmax(-1)[0].numpy()
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 1000])
-@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
-def test_warping_is_transformers(tied, temperature, top_k, top_p):
+@pytest.mark.parametrize(("top_p", "min_p"), [(1.0, 0.0), (0.9, 0.03), (0.5, 0.3), (0.01, 0.9), (1.0, 0.1), (0.9, 0.0)])
+def test_warping_is_transformers(tied, temperature, top_k, top_p, min_p):
     rng = np.random.default_rng(3)
-    sampling = Sampling(temperature, top_p, top_k)
+    sampling = Sampling(temperature, top_p, top_k, min_p=min_p)
     for _ in range(10):
         # Tied: whole logits, few values, so that equal ones meet at every cut.
         logits = (rng.integers(-3, 3, 40) if tied else rng.normal(0, 2, 40)).astype(np.float32)
@@ -53,6 +55,7 @@ def test_top_k_keeps_ties_and_top_p_keeps_the_lowest_index():
     assert kept([1.0, 2.0, 2.0, 2.0], top_p=1e-9) == [1]
     assert kept([0.0] * 5, top_p=0.5) == [0, 1, 2]
     assert kept([0.0] * 7, top_p=1e-300) == [0]
+    assert kept([1.0, 2.0, 2.0, -9.0], min_p=1.0) == [1, 2]
 
 
 def test_excluded_logits_stay_excluded_and_tiny_temperatures_do_not_overflow():
@@ -115,6 +118,17 @@ def test_noise_is_frozen():
     )
 
 
+def test_the_second_stream_is_uniform_and_independent_of_the_first():
+    pairs = [(independent_noise(7, at, 500), gumbel(7, at, 500)) for at in range(400)]
+    uniform = np.sort([number for (number, _), _ in pairs])
+    assert np.abs(uniform - (np.arange(400) + 0.5) / 400).max() < 1.95 / 20  # Kolmogorov–Smirnov, 0.1 %
+    ours, theirs = (
+        np.exp(-np.exp(-np.concatenate(rows))) for rows in zip(*((b, c) for (_, b), c in pairs), strict=True)
+    )
+    assert abs(np.corrcoef(ours, theirs)[0, 1]) < 3.3 / np.sqrt(ours.size)
+    assert not np.isin(ours, theirs).any()
+
+
 def test_noise_is_gumbel():
     noise = np.sort(np.concatenate([gumbel(7, position, 1000) for position in range(20)]))
     assert np.isfinite(noise).all()
@@ -147,6 +161,8 @@ def test_broken_logits_are_refused(logits, sampling):
         (Sampling(1.0, top_p=0.0), "top_p"),
         (Sampling(1.0, top_p=1.1), "top_p"),
         (Sampling(1.0, top_k=-1), "top_k"),
+        (Sampling(1.0, min_p=-0.1), "min_p"),
+        (Sampling(1.0, min_p=float("nan")), "min_p"),
         (Sampling(1.0, seed=-1), "seed"),
         (Sampling(1.0, seed=2**64), "seed"),
     ],

@@ -19,7 +19,6 @@ def deployment(host_memory: int) -> Deployment:
         model=ModelConfig(target=Path("target")),
         devices=(GpuDeviceConfig(name="gpu-0", torch_device="cpu", expert_memory=0, kv_memory=2**20),),
         prefetcher=PrefetcherConfig(host_memory=host_memory),
-        scheduler={"gamma": 0},
     )
 
 

@@ -41,7 +41,7 @@ async def running(device: ScriptedDevice, kv_bytes: int = 10_000) -> AsyncIterat
     client = DeviceClient(peers, device.name, STEP_TIMEOUT_S)
     loop = StepLoop(client, Turns(4, 4, kv_bytes), LoopSettings(4, 64, restart_patience_s=5.0))
     description = await client.wait_ready(5.0)
-    settings = PlannerSettings("as_described", 4, replan_every=2, deadline_s=0.1)
+    settings = PlannerSettings("as_described", replan_every=2, deadline_s=0.1)
     planner = Planner(shape_from_proto(description.model), description.slots, device.name, [], settings)
     plans = PlanDispatch(shape_from_proto(description.model), planner, client, PrefetcherClient(peers, "prefetcher"))
     await loop.start(description, plans)
@@ -233,6 +233,52 @@ def test_a_request_that_was_left_takes_no_further_step(device):
                     await asyncio.sleep(0.01)
             assert len(device.steps) <= steps + 1
             assert loop.running == 0
+
+    asyncio.run(run())
+
+
+def test_a_request_that_is_finished_ends_with_statistics_at_once(device):
+    """Not behind the step that runs, and without what that step emits."""
+
+    async def run():
+        release = threading.Event()
+        device.on_step = lambda request, context: len(device.steps) < 4 or release.wait(5)
+        async with running(device) as loop:
+            request = submitted(loop, "a", max_tokens=100)
+            async with asyncio.timeout(5):
+                while len(device.steps) < 4:
+                    await asyncio.sleep(0.01)
+            loop.finish("a")
+            loop.finish("nobody")
+            tokens, statistics = await outcome(request)
+            release.set()
+            async with asyncio.timeout(5):
+                while "a" not in device.closed:
+                    await asyncio.sleep(0.01)
+            assert tokens == [11, 12, 13, 14] and loop.running == 0
+        assert statistics.finish_reason == pb.Statistics.STOP and not statistics.HasField("stop_token_id")
+
+    asyncio.run(run())
+
+
+def test_stop_tokens_end_a_request_inside_a_step_and_logprobs_go_along(device):
+    device.eos = [13]
+
+    async def run():
+        async with running(device) as loop:
+            message = pb.SubmitRequest(request_id="a", prompt_ids=[10], max_tokens=9, stop_token_ids=[15], logprobs=2)
+            message.ignore_eos = True
+            request = loop.new_request(message, None)
+            assert loop.submit(request) is None
+            async with asyncio.timeout(20):
+                events = [await request.events.get()]
+                while not events[-1].HasField("statistics"):
+                    events.append(await request.events.get())
+        assert [list(event.token_ids) for event in events[:-1]] == [[11, 12], [13, 14]]
+        assert [[entry.token for entry in event.logprobs] for event in events[:-1]] == [[11, 12], [13, 14]]
+        assert events[-1].statistics.stop_token_id == 15 and events[-1].statistics.tokens == 4
+        opened = device.opened[-1]
+        assert (opened.prompt_tokens, opened.logprobs) == (1, 2)
 
     asyncio.run(run())
 

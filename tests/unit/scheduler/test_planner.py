@@ -11,7 +11,7 @@ from moespac.actors.scheduler.planner import DRIFT, MAX_DUTY, Planner, PlannerSe
 from moespac.actors.scheduler.planning_task import Solved
 
 SHAPE = ModelShape(layer_ids=(1, 2, 4), n_experts=8, top_k=2, hidden_size=32, intermediate_size=16, expert_bytes=3072)
-SETTINGS = PlannerSettings("as_described", gamma=4, replan_every=2, deadline_s=1.0, deterministic=True)
+SETTINGS = PlannerSettings("as_described", replan_every=2, deadline_s=1.0, deterministic=True)
 
 
 def window(*favourites: int, tokens: int = 5) -> RoutingWindow:
@@ -191,4 +191,6 @@ def test_a_planner_takes_up_what_another_has_learned():
     taught, fresh = planner(estimator="best"), planner(estimator="best")
     observed(taught, steps=6)
     fresh.take_up(taught.learned())
+    for each in (taught, fresh):
+        observed(each, steps=1)
     np.testing.assert_allclose(fresh.task().problem.expected_counts, taught.task().problem.expected_counts, rtol=1e-6)

@@ -3,23 +3,25 @@
 import pytest
 
 from moespac.actors.core import Sampling
-from moespac.actors.scheduler.request import Request
+from moespac.actors.scheduler.request import End, Request
 from moespac.actors.scheduler.tally import LinkTotals, Tally
 from moespac.protos.v1 import generation_pb2 as pb
 from moespac.protos.v1 import steps_pb2
 
-EOS = frozenset({0})
+EOS = 0
 
 
-async def make(max_tokens: int = 8, ignore_eos: bool = False, emitted: tuple[int, ...] = ()) -> Request:
+async def make(max_tokens: int = 8, stop_tokens: tuple[int, ...] = (EOS,), emitted: tuple[int, ...] = ()) -> Request:
     return Request(
         id="r",
         prompt_ids=(5, 6, 7),
         max_tokens=max_tokens,
         sampling=Sampling(),
         gamma=4,
+        most_drafted=4,
         trace=False,
-        ignore_eos=ignore_eos,
+        stop_tokens=frozenset(stop_tokens),
+        logprobs=None,
         tally=Tally(0.0, LinkTotals()),
         emitted=list(emitted),
     )
@@ -33,26 +35,31 @@ def request_with(**options) -> Request:
 
 def test_tokens_beyond_max_tokens_are_dropped():
     request = request_with(max_tokens=3)
-    assert request.take([11, 12], EOS) == ([11, 12], None)
-    assert request.take([13, 14, 15], EOS) == ([13], pb.Statistics.LENGTH)
+    assert request.take([11, 12]) == ([11, 12], None)
+    assert request.take([13, 14, 15]) == ([13], End(pb.Statistics.LENGTH))
     assert request.emitted == [11, 12, 13]
 
 
 def test_the_end_of_text_token_ends_and_is_not_text():
     request = request_with()
-    assert request.take([11, 0, 12], EOS) == ([11], pb.Statistics.STOP)
+    assert request.take([11, 0, 12]) == ([11], End(pb.Statistics.STOP, EOS))
     assert request.emitted == [11]
 
 
-def test_end_of_text_can_be_ignored():
-    request = request_with(ignore_eos=True)
-    assert request.take([11, 0, 12], EOS) == ([11, 0, 12], None)
+def test_the_first_stop_token_of_a_step_counts():
+    request = request_with(stop_tokens=(12, 13))
+    assert request.take([11, 0]) == ([11, 0], None)
+    assert request.take([14, 13, 12, 15]) == ([14], End(pb.Statistics.STOP, 13))
+
+
+def test_a_stop_token_in_the_place_of_the_last_token_is_a_stop():
+    assert request_with(max_tokens=1).take([0]) == ([], End(pb.Statistics.STOP, EOS))
 
 
 def test_tokens_before_a_restart_count_towards_max_tokens():
     request = request_with(max_tokens=4, emitted=(1, 2, 3))
     assert request.remaining == 1
-    assert request.take([9, 9], EOS) == ([9], pb.Statistics.LENGTH)
+    assert request.take([9, 9]) == ([9], End(pb.Statistics.LENGTH))
 
 
 def test_room_is_reserved_for_rejected_drafts_too():

@@ -7,16 +7,27 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..core import Sampling
-from ..policy.sampling import choose_token
-from .kv import RequestCache
-from .trunk import LoadedModel
+from ...core import Proposal
+from ...policy.sampler import Sampler
+from ..kv import RequestCache
+from ..passes import Pass
+from ..trunk import LoadedModel
 
 CATCH_UP_TOKENS = 512
 """Most tokens of one draft pass over a prompt: bounds the attention matrix of eager attention."""
 
 
-class Drafter:
+class OwnCache(RequestCache):
+    """The draft's cache of one request."""
+
+    def rollback(self, length: int) -> None:
+        super().rollback(min(length, self.length))
+
+    def behind(self, tokens: int) -> int:
+        return max(0, tokens - 1 - self.length)
+
+
+class DenseDraft:
     """Draws draft tokens from a small model with the noise that the target will use, so that equal
     distributions propose equal tokens (coupled sampling)."""
 
@@ -24,25 +35,26 @@ class Drafter:
         self.model = model
         self._target_vocab = target_vocab
 
-    def propose(self, tokens: Sequence[int], cache: RequestCache, gamma: int, sampling: Sampling) -> list[int]:
-        """At most `gamma` tokens to follow `tokens`; fewer where the draft's context ends.
+    def open(self, target_cache: RequestCache) -> OwnCache:
+        return OwnCache(self.model, target_cache.positions)
 
-        `cache` holds any prefix of `tokens` before; afterwards all of `tokens` and the proposal but its last
-        token, so the caller rolls it back to what was accepted. If this raises, roll it back as well.
-        """
+    def propose(self, tokens: Sequence[int], state: OwnCache, gamma: int, sampler: Sampler, run: Pass) -> Proposal:
+        """Fewer tokens where the draft's context ends; `state` then holds the proposal too, but its last token."""
         gamma = min(gamma, self.model.context_length - len(tokens) + 1)
-        proposal: list[int] = []
-        pending = list(tokens[cache.length :])
-        while len(proposal) < gamma:
-            logits = self._forward(pending, cache)
-            proposal.append(choose_token(logits, sampling, len(tokens) + len(proposal)))
-            pending = proposal[-1:]
-        return proposal
+        whole, rows = list(tokens), []
+        while len(rows) < gamma:
+            rows.append(self._forward(whole[state.length :], state))
+            whole.append(sampler.choose(rows[-1], whole))
+        return Proposal(tuple(whole[len(tokens) :]), tuple(rows))
+
+    def closed(self, tokens: Sequence[int]) -> None:
+        pass
 
     def _forward(self, pending: Sequence[int], cache: RequestCache) -> np.ndarray:
         for start in range(0, len(pending), CATCH_UP_TOKENS):
             chunk = pending[start : start + CATCH_UP_TOKENS]
-            ids = torch.tensor([chunk], device=self.model.device)
+            # Of a token beyond its vocabulary the draft knows nothing; another in its place costs acceptance at most.
+            ids = torch.tensor([chunk], device=self.model.device).clamp_(max=self.model.vocab_size - 1)
             logits = self.model.model(ids, past_key_values=cache.cache, use_cache=True, logits_to_keep=1).logits
             cache.grown(len(chunk))
         return self._in_target_vocab(logits[0, -1].float().cpu().numpy())

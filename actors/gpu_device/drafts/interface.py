@@ -1,0 +1,54 @@
+"""What all drafts have in common: they propose a chain of tokens, which the target then verifies in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ...core import Proposal
+from ...policy.sampler import Sampler
+from ..kv import RequestCache
+from ..passes import Pass
+
+
+class DraftState(Protocol):
+    """What a draft keeps of one request between its proposals."""
+
+    def rollback(self, length: int) -> None:
+        """Forgets every token from position `length` on; nothing happens where fewer are held."""
+
+    def nbytes(self) -> int:
+        """Bytes of KV cache beside the target's."""
+
+    def behind(self, tokens: int) -> int:
+        """Of the request's first `tokens`, those that must be computed before the next proposal, beyond the last."""
+
+
+class Draft(Protocol):
+    """One kind of draft. It cannot make a token wrong, only a step slow."""
+
+    def open(self, target_cache: RequestCache) -> DraftState:
+        """The state of a request of which nothing is known yet; `target_cache` is the target's."""
+
+    def propose(self, tokens: Sequence[int], state: Any, gamma: int, sampler: Sampler, run: Pass) -> Proposal:
+        """At most `gamma` tokens (>= 1) to follow `tokens`, in the target's vocabulary; none where it has no idea.
+
+        `state`: of this draft's `open`; it may hold any prefix of `tokens`. The caller rolls it back to what was
+        accepted, and also if this raises.
+        """
+
+    def closed(self, tokens: Sequence[int]) -> None:
+        """A request has ended with `tokens`."""
+
+
+class NothingKept:
+    """The state of a draft that keeps nothing of its own."""
+
+    def rollback(self, length: int) -> None:
+        pass
+
+    def nbytes(self) -> int:
+        return 0
+
+    def behind(self, tokens: int) -> int:
+        return 0

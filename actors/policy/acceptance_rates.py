@@ -1,0 +1,79 @@
+"""How likely draft tokens are to stand, by position: learned over all requests, corrected for the one at hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+DECAY = 0.98
+"""Weight that an observation keeps at the next of its position: half of it is left after 34."""
+PRIOR_TOKENS = 8.0
+"""A draft's mean rate starts as if so many of its tokens had been seen."""
+POSITION_PRIOR_TOKENS = 4.0
+"""A position starts at the mean rate, as if so many of its tokens had been seen."""
+REQUEST_PRIOR_TOKENS = 8.0
+"""A request starts as all others are, as if so many of its tokens had been seen."""
+DOUBTED_AFTER = 256.0
+"""Steps without an observation after which those before count half."""
+BOUNDS = (0.01, 0.99)
+
+
+class AcceptanceRates:
+    """One kind of draft over all requests: the probability that position i stands, given that all before it do."""
+
+    def __init__(self, longest: int, prior: float) -> None:
+        """`longest`: positions; `prior`: rate assumed before the first observation."""
+        self._prior = prior
+        self._tried = np.zeros(longest)
+        self._stood = np.zeros(longest)
+
+    def observe(self, tried: int, accepted: int) -> None:
+        """Of a draft the first `tried` positions were decided and the first `accepted` stood: as many, or one fewer."""
+        if not 0 <= accepted <= tried <= accepted + 1:
+            raise ValueError(f"{accepted} accepted of {tried} tried; of a chain only the last can fail")
+        self._tried[:tried] *= DECAY
+        self._stood[:tried] *= DECAY
+        self._tried[:tried] += 1.0
+        self._stood[:accepted] += 1.0
+
+    def rates(self) -> np.ndarray:
+        """float64 [longest], within BOUNDS."""
+        mean = (self._stood.sum() + PRIOR_TOKENS * self._prior) / (self._tried.sum() + PRIOR_TOKENS)
+        rates = (self._stood + POSITION_PRIOR_TOKENS * mean) / (self._tried + POSITION_PRIOR_TOKENS)
+        return np.clip(rates, *BOUNDS)
+
+    def doubt(self, unseen: int) -> float:
+        """Standard deviation of the mean rate, the greater the longer ago it was observed: `unseen` steps."""
+        tried = self._tried.sum() * 0.5 ** (unseen / DOUBTED_AFTER)
+        mean = float(self.rates().mean())
+        return float(np.sqrt(mean * (1 - mean) / (tried + 1.0)))
+
+
+class RequestRates:
+    """One kind of draft in one request: the odds of all positions times one factor, learned from it."""
+
+    def __init__(self, longest: int) -> None:
+        """`longest`: positions."""
+        self._tried = np.zeros(longest)
+        self._stood = 0.0
+
+    def observe(self, tried: int, accepted: int) -> None:
+        """As `AcceptanceRates.observe`."""
+        self._tried *= DECAY**tried
+        self._tried[:tried] += 1.0
+        self._stood = DECAY**tried * self._stood + accepted
+
+    def corrected(self, rates: np.ndarray) -> np.ndarray:
+        """`rates` over all requests, as they are in this one; within BOUNDS."""
+        tried = float(self._tried.sum())
+        # Held against today's rates, which have learned from this request too: nothing is counted twice.
+        expected = float(self._tried @ rates)
+        share = expected / tried if tried else 0.5
+        stood, expected = (x + REQUEST_PRIOR_TOKENS * share for x in (self._stood, expected))
+        total = tried + REQUEST_PRIOR_TOKENS
+        odds = stood / max(total - stood, 1e-9) * (total - expected) / expected
+        return np.clip(odds * rates / (1.0 - rates + odds * rates), *BOUNDS)
+
+
+def expected_tokens(rates: np.ndarray) -> np.ndarray:
+    """Tokens emitted by a step with γ = 0 … γ_max draft tokens: 1 + Σ_{j≤γ} Π_{i≤j} rate_i; float64 [γ_max + 1]."""
+    return 1.0 + np.concatenate([[0.0], np.cumsum(np.cumprod(rates))])

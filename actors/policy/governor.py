@@ -1,0 +1,167 @@
+"""Which draft to ask, and for how many tokens: whatever promises most tokens a second, speculation or none.
+
+The long-run rate λ is maximal for the choice that maximises tokens − λ · seconds (Dinkelbach 1967), also where
+n-grams are asked first and answer now and then only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import numpy as np
+
+from ..core import DraftChoice
+from .step_model import LONGEST, NGRAM, Options, RequestDrafts, StepModel, StepSeen
+
+HYSTERESIS = 0.02
+"""Another choice must promise so many tokens more in the same time than the last one."""
+EXPLORATION = 0.008
+"""Share of the decode time that steps taken to learn may lose."""
+EXPLORE_EVERY = 8
+"""Fewest steps between two verifications of a draft that is not the best."""
+TIMES_STALE_AFTER = 256
+"""Steps after which a step without a draft is timed anew."""
+PRECISION = 1e-3
+"""Of the rate; Dinkelbach's iteration reaches it in two or three rounds."""
+UNASSISTED = ""
+"""Stands for no draft where kinds of draft are named."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a step is to draft, and why. Rates in tokens a second, as predicted."""
+
+    choices: tuple[DraftChoice, ...]
+    """In the order in which they are asked; the first that proposes is verified."""
+    reason: str
+    """`best`; `explore`: to learn, at a loss; `fixed`: the number of tokens was given."""
+    rate: float
+    """Of the best choice, n-grams and what stands behind them taken together."""
+    unassisted_rate: float
+    """Without drafts."""
+    loss_s: float = 0.0
+    """What exploring is expected to lose."""
+
+
+class Governor:
+    """Decides step by step; deterministic: a function of what it was told, in that order."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        """`kinds`: of the drafts there are."""
+        self._kinds = tuple(kinds)
+        self._model = StepModel(kinds)
+        self._fresh_at = dict.fromkeys((*kinds, UNASSISTED), -EXPLORE_EVERY)
+        self._steps = 0
+        self._elapsed_s = self._lost_s = 0.0
+
+    def decide(self, request: RequestDrafts, remaining: int, gamma: int | None = None) -> Decision:
+        """`remaining`: tokens that the request still wants, >= 1; `gamma`: given; None: to be chosen."""
+        most = min(LONGEST if gamma is None else gamma, remaining - 1)
+        least = 1 if gamma is None else most
+        options = {k: self._model.options(request, k, least, most, remaining) for k in self._kinds if most >= 1}
+        alone = self._model.unassisted()
+        others = [options[kind] for kind in options if kind != NGRAM]
+        if gamma is None or not others:
+            others.append(alone)
+        best = _best(request, reduce(add, others), options.get(NGRAM))
+        unassisted_rate = float(alone.tokens[0] / alone.seconds[0])
+        explored = self._explored(request, options, best, remaining) if gamma is None else None
+        if explored is not None:
+            return Decision(explored[0], "explore", best.rate, unassisted_rate, explored[1])
+        request.last = {False: best.other, True: best.ngram}
+        return Decision(best.choices, "best" if gamma is None else "fixed", best.rate, unassisted_rate)
+
+    def observe(self, request: RequestDrafts, decision: Decision, seen: StepSeen) -> None:
+        """What came of `decision`."""
+        self._steps += 1
+        self._elapsed_s += seen.turn_s
+        if decision.reason == "explore":
+            lost_s = seen.turn_s - (seen.accepted + 1) / decision.rate
+            # Good luck is no credit for more exploration than the share allows.
+            self._lost_s = max(0.0, self._lost_s + lost_s)
+        self._fresh_at[seen.kind] = self._steps
+        self._model.observe(request, seen)
+
+    def calibrate(self, seen: StepSeen) -> None:
+        """A step of no request: it says what things take, not how good drafts are."""
+        self._model.observe(RequestDrafts(), seen, times_only=True)
+
+    def _explored(
+        self, request: RequestDrafts, options: dict[str, Options], best: _Best, remaining: int
+    ) -> tuple[tuple[DraftChoice, ...], float] | None:
+        """A draft that may be better than it seems, if the loss is within what may be lost; and that loss, seconds."""
+        unseen = {kind: self._steps - at for kind, at in self._fresh_at.items()}
+        for kind in sorted(unseen, key=lambda kind: (-unseen[kind], kind)):
+            if kind == UNASSISTED:
+                tried, promising = self._model.unassisted(), unseen[kind] >= TIMES_STALE_AFTER
+            elif unseen[kind] >= EXPLORE_EVERY and kind in options:
+                tried = options[kind]
+                most = self._model.options(request, kind, *_bounds(tried), remaining, unseen[kind])
+                promising = most.gains(best.rate).max() > 0
+            else:
+                continue
+            gains = tried.gains(best.rate)
+            choice = tried.choices[int(gains.argmax())]
+            if not promising or choice == (best.ngram if kind == NGRAM else best.other):
+                continue
+            catch_up_s = self._model.catch_up(request, kind) if kind != UNASSISTED else 0.0
+            loss_s = max(0.0, catch_up_s - float(gains.max()) / best.rate)
+            if self._lost_s + loss_s <= EXPLORATION * self._elapsed_s:
+                return _those(choice, best.other if kind == NGRAM else None), loss_s
+        return None
+
+
+def _bounds(options: Options) -> tuple[int, int]:
+    """Fewest and most draft tokens among `options` of one kind."""
+    return options.choices[0].gamma, options.choices[-1].gamma
+
+
+@dataclass(frozen=True)
+class _Best:
+    """What to ask n-grams for, if anything, and what to do where they find nothing; the rate of the two together."""
+
+    ngram: DraftChoice | None
+    other: DraftChoice | None
+    rate: float
+
+    @property
+    def choices(self) -> tuple[DraftChoice, ...]:
+        return _those(self.ngram, self.other)
+
+
+def _those(*choices: DraftChoice | None) -> tuple[DraftChoice, ...]:
+    return tuple(choice for choice in choices if choice is not None)
+
+
+def _best(request: RequestDrafts, others: Options, ngrams: Options | None) -> _Best:
+    rate = float(np.max(others.tokens / others.seconds))
+    last, last_ngram = _place(request.last.get(False), others), _place(request.last.get(True), ngrams)
+    alone = _place(None, others)
+    while True:
+        at = _steadily(last, others, rate, alone)
+        tokens, seconds, ngram = float(others.tokens[at]), float(others.seconds[at]), None
+        if ngrams is not None:
+            first = _steadily(last_ngram, ngrams, rate)
+            if ngrams.gains(rate)[first] > others.gains(rate)[at]:
+                ngram, found = ngrams.choices[first], request.found
+                tokens += found * (float(ngrams.tokens[first]) - tokens)
+                seconds += found * (float(ngrams.seconds[first]) - seconds)
+        if tokens / seconds <= rate * (1.0 + PRECISION):
+            return _Best(ngram, others.choices[at], tokens / seconds)
+        rate = tokens / seconds
+
+
+def _place(choice: DraftChoice | None, options: Options | None) -> int | None:
+    return options.choices.index(choice) if options is not None and choice in options.choices else None
+
+
+def _steadily(last: int | None, options: Options, rate: float, alone: int | None = None) -> int:
+    """Place of the best of `options`, or the `last` where that is hardly worse, and no worse than `alone`."""
+    gains = options.gains(rate)
+    best = int(gains.argmax())
+    if last is None or gains[best] - gains[last] >= HYSTERESIS * options.tokens[best]:
+        return best
+    return last if alone is None or gains[last] >= gains[alone] else best

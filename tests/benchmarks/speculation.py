@@ -1,0 +1,192 @@
+"""Is the governor as fast as the best fixed number of draft tokens, and never slower than no speculation?
+
+`python tests/benchmarks/speculation.py --json`: the bundled models through the whole system (Ray, gRPC, emulated link).
+Every prompt is generated once with each setting, in an order drawn anew; texts of earlier requests are not looked up,
+or a prompt's second run would find its first. Of each family the best fixed γ is chosen on one half of the prompts and
+compared on the other. Every second prompt is sampled (temperature 0.7, top-p 0.95), the others greedy.
+
+Keys: `governor_vs_best_fixed`, `governor_vs_none`: ratios of decoding speed (tokens after the first a second), lower
+end of the 95 % confidence interval of the mean over pairs, of the family where it is lowest. `acceptance`: by kind of
+draft and position, given that the positions before stood. `self_draft_demand_recall`: share of the experts of
+verification windows (9 tokens) that the self-draft before them wanted too, half of the experts resident.
+`self_draft_extra_weight_bytes`: tensors that exist for the self-draft alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import random
+import statistics
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+from speculation_families import families
+
+# The benchmark of our kernels, beside this file, has the name of a package that transformers would import.
+sys.path.remove(str(Path(__file__).parent))
+
+import torch
+
+import moespac
+from moespac import Client
+from moespac.actors.core import DRAFT_KINDS
+from moespac.actors.gpu_device.drafts.resident import ResidentDraft
+from moespac.actors.gpu_device.trunk import load_trunk
+from moespac.cluster.serve import Service, with_port
+from moespac.configs import DraftConfig, load_deployment
+
+QUICKSTART = Path(moespac.__file__).parent / "configs" / "quickstart" / "deployment.yaml"
+FIXED = (0, 2, 4, 8)
+"""Draft tokens a step that the governor is compared with; it chooses there too which draft proposes them."""
+GOVERNOR = None
+SAMPLED = {"temperature": 0.7, "top_p": 0.95}
+RECALL_GAMMA = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--pairs", type=int, default=12, help="prompts of a family in the half that is compared")
+    parser.add_argument("--choose", type=int, default=6, help="prompts of a family in the half that chooses")
+    parser.add_argument("--tokens", type=int, default=96, help="generated per request")
+    options = parser.parse_args()
+    prompts = families(options.choose + options.pairs)
+    result = compare(prompts, options.choose, options.tokens) | drafts(prompts, options.tokens)
+    result |= {"self_draft_extra_weight_bytes": extra_weight_bytes(), "families": list(prompts)}
+    print(json.dumps(result) if options.json else json.dumps(result, indent=2))
+
+
+@contextmanager
+def served(name: str, draft: DraftConfig, **gpu):
+    """A client of the quickstart's deployment with that draft section; `gpu`: fields of its device to change."""
+    deployment = with_port(load_deployment(QUICKSTART), 0)
+    devices = tuple(d.model_copy(update=gpu) if d.kind == "gpu" else d for d in deployment.devices)
+    deployment = deployment.model_copy(update={"name": name, "draft": draft, "devices": devices})
+    with Service(deployment) as service, Client(service.server) as client:
+        client.wait_ready(300)
+        yield client
+
+
+def compare(prompts: dict[str, list[str]], choose: int, tokens: int) -> dict[str, object]:
+    """Decoding speed with the governor, without drafts and with the best fixed γ."""
+    chance, report, asked = random.Random(0), {}, Counter()
+    with served("speculation", DraftConfig(ngram_memory=0)) as client:
+
+        def speed(prompt: str, number: int, gamma: int | None) -> float:
+            options = SAMPLED | {"seed": number} if number % 2 else {}
+            generation = client.generate(prompt, max_tokens=tokens, ignore_eos=True, gamma=gamma, **options)
+            for _ in generation:
+                pass
+            if gamma is GOVERNOR:
+                asked.update({d.kind: d.steps for d in generation.statistics.drafts})
+                asked["none"] += generation.statistics.steps - sum(d.steps for d in generation.statistics.drafts)
+            return 1 / generation.statistics.tpot_s
+
+        def interleaved(prompt: str, number: int, settings: tuple) -> dict[int | None, float]:
+            return {gamma: speed(prompt, number, gamma) for gamma in chance.sample(settings, len(settings))}
+
+        for texts in prompts.values():
+            speed(texts[0], 0, GOVERNOR)  # slots, caches and compilers are warm, the governor has seen text
+        for name, texts in prompts.items():
+            first = [interleaved(text, i, FIXED) for i, text in enumerate(texts[:choose])]
+            best = max(FIXED, key=lambda gamma: statistics.geometric_mean(run[gamma] for run in first))
+            settings = tuple(dict.fromkeys((GOVERNOR, 0, best)))
+            second = [interleaved(text, i, settings) for i, text in enumerate(texts[choose:], choose)]
+            report[name] = {
+                "best_fixed": best,
+                "tokens_per_s": {
+                    str(gamma if gamma is not GOVERNOR else "governor"): round(
+                        statistics.geometric_mean(run[gamma] for run in second), 1
+                    )
+                    for gamma in settings
+                },
+                "vs_best_fixed": interval([run[GOVERNOR] / run[best] for run in second]),
+                "vs_none": interval([run[GOVERNOR] / run[0] for run in second]),
+            }
+            print(name, report[name], flush=True)
+    return {
+        "governor_vs_best_fixed": min(family["vs_best_fixed"][0] for family in report.values()),
+        "governor_vs_none": min(family["vs_none"][0] for family in report.values()),
+        "by_family": report,
+        "governor_steps": dict(asked),
+    }
+
+
+def interval(ratios: list[float]) -> list[float]:
+    """Geometric mean of `ratios` with its 95 % confidence interval: (lower, mean, upper)."""
+    logs = [math.log(ratio) for ratio in ratios]
+    half = student_t(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return [round(math.exp(statistics.mean(logs) + side * half), 4) for side in (-1, 0, 1)]
+
+
+def student_t(probability: float, freedom: int) -> float:
+    """Quantile of Student's distribution by its expansion about the normal's (Abramowitz and Stegun 26.7.5)."""
+    z = statistics.NormalDist().inv_cdf(probability)
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / freedom ** (i + 1) for i, term in enumerate(terms))
+
+
+def drafts(prompts: dict[str, list[str]], tokens: int) -> dict[str, object]:
+    """Acceptance of each kind by position, and how well the self-draft foresees demand; half of the experts fit."""
+    texts = [(i, text) for family in prompts.values() for i, text in enumerate(family[:4])]
+    acceptance, result = {}, {}
+    whole = load_deployment(QUICKSTART)
+    for kind in DRAFT_KINDS:
+        draft = DraftConfig(kinds=(kind,), gamma=RECALL_GAMMA, ngram_memory=0)
+        with served(f"speculation-{kind}", draft, expert_memory=2 * whole.gpu.expert_memory) as client:
+            for text in texts[:6]:
+                _finished(client, text, tokens)  # plans fill the slots
+            done = [_finished(client, text, tokens) for text in texts]
+            status = client.status()
+        counted = [d for s in done for d in s.drafts]
+        proposed = [sum(d.proposed[i] for d in counted if i < len(d.proposed)) for i in range(RECALL_GAMMA)]
+        accepted = [sum(d.accepted[i] for d in counted if i < len(d.accepted)) for i in range(RECALL_GAMMA)]
+        # A position counts where all before it stood: of a chain the rest is not looked at.
+        tried = [proposed[0], *(min(a, p) for a, p in zip(accepted, proposed[1:], strict=False))]
+        acceptance[kind] = [round(a / t, 3) if t else None for a, t in zip(accepted, tried, strict=True)]
+        if kind == "self":
+            shape = status.device.model
+            experts = len(shape.layer_ids) * shape.n_experts
+            result["self_draft_residency"] = round(len(status.device.resident) / experts, 3)
+            result["self_draft_demand_recall"] = round(
+                sum(s.demand_predicted for s in done) / sum(s.demand for s in done), 4
+            )
+    return {"acceptance": acceptance} | result
+
+
+def _finished(client: Client, numbered: tuple[int, str], tokens: int):
+    number, text = numbered
+    options = SAMPLED | {"seed": number} if number % 2 else {}
+    generation = client.generate(text, max_tokens=tokens, ignore_eos=True, **options)
+    for _ in generation:
+        pass
+    return generation.statistics
+
+
+def extra_weight_bytes() -> int:
+    """Bytes of the tensors that come into being with a self-draft."""
+    target = load_trunk(QUICKSTART.parent / "target", torch.float32, torch.device("cpu"))
+    before = _tensor_bytes()
+    draft = ResidentDraft(target, None)
+    extra = _tensor_bytes() - before
+    del draft
+    return extra
+
+
+def _tensor_bytes() -> int:
+    gc.collect()
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors()}
+    return sum(storages.values())
+
+
+def _tensors() -> list[torch.Tensor]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+
+
+if __name__ == "__main__":
+    main()

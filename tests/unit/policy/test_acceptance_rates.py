@@ -1,0 +1,70 @@
+"""Acceptance by position, over all requests and in one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moespac.actors.policy.acceptance_rates import BOUNDS, AcceptanceRates, RequestRates, expected_tokens
+
+CHAINS = st.lists(st.tuples(st.integers(0, 16), st.booleans()), max_size=40)
+
+
+def simulate(rates: np.ndarray, gamma: int, rng: np.random.Generator) -> tuple[int, int]:
+    stands = rng.random(gamma) < rates[:gamma]
+    accepted = int(np.argmin(stands)) if not stands.all() else gamma
+    return min(gamma, accepted + 1), accepted
+
+
+def test_it_converges_to_each_positions_rate():
+    truth, rng, learned = np.array([0.9, 0.8, 0.5, 0.3]), np.random.default_rng(0), AcceptanceRates(4, 0.6)
+    seen = np.zeros(4)
+    for step in range(3000):
+        learned.observe(*simulate(truth, 4, rng))
+        if step >= 1000:
+            seen += learned.rates() / 2000
+    assert np.abs(seen - truth).max() < 0.06
+
+
+def test_positions_never_tried_take_the_mean():
+    learned = AcceptanceRates(16, 0.6)
+    for _ in range(200):
+        learned.observe(2, 2)
+    assert learned.rates()[8] > 0.9
+
+
+@given(CHAINS, st.floats(0.05, 0.95))
+def test_rates_stay_within_bounds(chains, prior):
+    learned, request = AcceptanceRates(17, prior), RequestRates(17)
+    for accepted, failed in chains:
+        request.observe(accepted + failed, accepted)
+        learned.observe(accepted + failed, accepted)
+    for rates in (learned.rates(), request.corrected(learned.rates())):
+        assert (rates >= BOUNDS[0]).all() and (rates <= BOUNDS[1]).all()
+
+
+def test_a_new_request_is_as_all_others_are():
+    rates = np.array([0.2, 0.5, 0.9])
+    assert np.allclose(RequestRates(3).corrected(rates), rates)
+
+
+@pytest.mark.parametrize(("accepted", "above"), [(3, True), (0, False)])
+def test_a_request_departs_from_the_others(accepted, above):
+    rates, request = np.array([0.6, 0.6, 0.6]), RequestRates(3)
+    for _ in range(20):
+        request.observe(min(3, accepted + 1), accepted)
+    corrected = request.corrected(rates)
+    assert (corrected > 0.8).all() if above else (corrected < 0.2).all()
+
+
+def test_a_chain_fails_once_at_most():
+    with pytest.raises(ValueError, match="1 accepted of 3 tried"):
+        AcceptanceRates(4, 0.5).observe(3, 1)
+
+
+def test_expected_tokens_of_a_constant_rate():
+    alpha = 0.7
+    expected = [(1 - alpha ** (gamma + 1)) / (1 - alpha) for gamma in range(17)]
+    assert np.allclose(expected_tokens(np.full(16, alpha)), expected)

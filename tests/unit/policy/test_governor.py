@@ -1,0 +1,145 @@
+"""The governor in worlds whose best choice is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from drafting_world import World, achieved
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moespac.actors.core import DRAFT_KINDS, DraftChoice
+from moespac.actors.policy.governor import EXPLORATION, Decision, Governor
+from moespac.actors.policy.step_model import LONGEST, RequestDrafts, StepSeen
+
+GOOD, FAIR, BAD = (np.full(LONGEST, rate) for rate in (0.92, 0.6, 0.15))
+TOKEN_S = {"model": 1e-3, "ngram": 1e-6, "self": 4e-3}
+
+
+def calibrated(world: World, kinds=DRAFT_KINDS) -> Governor:
+    """A governor that knows what things take, as the scheduler's warm-up tells it."""
+    governor = Governor(kinds)
+    for gamma in (2, 8):
+        for choices in [(), *((DraftChoice(kind, gamma),) for kind in kinds if kind != "ngram")]:
+            governor.calibrate(world.step(Decision(choices, "best", 1.0, 1.0)))
+    return governor
+
+
+WORLDS = {
+    "model is good": World({"model": GOOD, "ngram": FAIR, "self": FAIR}, TOKEN_S),
+    "model is slow": World({"model": GOOD, "ngram": BAD, "self": FAIR}, TOKEN_S | {"model": 9e-3}),
+    "self is good and cheap": World({"model": BAD, "ngram": BAD, "self": GOOD}, TOKEN_S | {"self": 1e-3}),
+    "text repeats": World({"model": FAIR, "ngram": GOOD, "self": FAIR}, TOKEN_S, found=0.8),
+    "nothing helps": World({"model": BAD, "ngram": BAD, "self": BAD}, TOKEN_S),
+    "experts do not overlap": World({"model": FAIR, "ngram": BAD, "self": FAIR}, TOKEN_S, growth=0.95, miss_s=1e-3),
+    "timings are noisy": World({"model": GOOD, "ngram": FAIR, "self": FAIR}, TOKEN_S, noise=0.5),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_it_converges_to_the_best(name):
+    world = WORLDS[name]
+    world.rng = np.random.default_rng(7)
+    governor = calibrated(world)
+    world.run(governor, 200)
+    late = achieved(world, world.run(governor, 300))
+    assert late > 0.94 * world.rate(world.best())
+    assert late > 0.985 * world.rate(())
+
+
+def test_it_adapts_when_acceptance_and_times_change():
+    before = World({"model": GOOD, "ngram": BAD, "self": BAD}, TOKEN_S)
+    after = World({"model": BAD, "ngram": BAD, "self": GOOD}, TOKEN_S | {"self": 1e-3}, seed=1)
+    governor, request = calibrated(before), RequestDrafts()
+    before.run(governor, 300, request)
+    after.run(governor, 700, request)
+    assert achieved(after, after.run(governor, 200, request)) > 0.93 * after.rate(after.best())
+
+
+def test_requests_of_different_text_are_told_apart():
+    easy = World({"model": GOOD}, {"model": 2.5e-3}, rest_s=2e-3)
+    hard = World({"model": BAD}, {"model": 2.5e-3}, rest_s=2e-3, seed=1)
+    governor, requests = calibrated(easy, ("model",)), (RequestDrafts(), RequestDrafts())
+    done = ([], [])
+    for _ in range(150):
+        for world, request, steps in zip((easy, hard), requests, done, strict=True):
+            steps += world.run(governor, 1, request)
+    drafted = [np.mean([sum(c.gamma for c in decision.choices) for decision, _ in steps[50:]]) for steps in done]
+    assert drafted[0] > 3 > 1 > drafted[1]
+
+
+STEPS = st.tuples(
+    st.integers(0, 16), st.integers(0, 900), st.integers(0, 900), st.floats(1e-5, 1.0), st.floats(1e-5, 1.0)
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(STEPS, min_size=1, max_size=50), st.integers(1, 40))
+def test_it_never_promises_less_than_without_drafts_beyond_its_exploration(steps, remaining):
+    """Whatever is measured: any accepted prefix, any times, any experts."""
+    governor, request, elapsed = Governor(DRAFT_KINDS), RequestDrafts(), 0.0
+    for accepted, hits, misses, draft_s, verify_s in steps:
+        decision = governor.decide(request, remaining)
+        assert all(0 < choice.gamma <= min(LONGEST, remaining - 1) for choice in decision.choices)
+        assert decision.rate >= decision.unassisted_rate * (1 - 1e-9)
+        assert decision.loss_s <= EXPLORATION * elapsed and (decision.reason == "explore" or decision.loss_s == 0)
+        kind, gamma = decision.choices[0] if decision.choices else ("", 0)
+        turn_s = draft_s + verify_s
+        seen = StepSeen(kind, gamma, gamma, min(gamma, accepted), hits, misses, draft_s, verify_s, turn_s)
+        governor.observe(request, decision, seen)
+        elapsed += turn_s
+
+
+def test_exploration_loses_less_than_its_share():
+    world = World({"model": FAIR, "ngram": BAD, "self": FAIR}, TOKEN_S, seed=3)
+    governor = calibrated(world)
+    world.run(governor, 100)
+    done = world.run(governor, 3000)
+    elapsed = sum(seen.turn_s for _, seen in done)
+    explored = [(decision, seen) for decision, seen in done if decision.reason == "explore"]
+    assert len(explored) >= 5
+    lost = sum(seen.turn_s - (seen.accepted + 1) / decision.rate for decision, seen in explored)
+    assert lost < 0.01 * elapsed
+
+
+def test_a_given_number_of_tokens_is_kept():
+    world = WORLDS["model is good"]
+    governor, request = calibrated(world), RequestDrafts()
+    decisions = [decision for decision, _ in world.run(governor, 40, request, gamma=3)]
+    assert {choice.gamma for decision in decisions for choice in decision.choices} == {3}
+    assert all(decision.choices for decision in decisions)
+    assert governor.decide(request, 10, gamma=0).choices == ()
+    assert {choice.gamma for choice in governor.decide(request, 2, gamma=3).choices} == {1}
+
+
+def test_without_drafts_there_is_nothing_to_choose():
+    governor, request = Governor(()), RequestDrafts()
+    for _ in range(300):
+        decision = governor.decide(request, 100)
+        assert decision.choices == ()
+        governor.observe(request, decision, StepSeen("", 0, 0, 0, 5, 5, 0.0, 1e-2, 1.1e-2))
+
+
+def test_catching_up_on_a_long_prompt_must_pay_within_what_remains():
+    world = World({"model": GOOD}, {"model": 1e-3})
+    governor = Governor(("model",))
+    for behind in (0, 100, 1000) * 4:
+        for gamma in (2, 6):
+            seen = world.step(Decision((DraftChoice("model", gamma),), "best", 1.0, 1.0))
+            request = RequestDrafts(behind={"model": behind})
+            late = seen.draft_s + 1e-3 * behind
+            governor.observe(
+                request,
+                governor.decide(request, 100),
+                StepSeen("model", gamma, gamma, gamma, 40, 20, late, seen.verify_s, late + seen.verify_s),
+            )
+    assert governor.decide(RequestDrafts(behind={"model": 4000}), 2000).choices
+    assert not governor.decide(RequestDrafts(behind={"model": 4000}), 20).choices
+
+
+def test_equal_histories_give_equal_choices():
+    runs = []
+    for _ in range(2):
+        world = World({"model": FAIR, "ngram": FAIR, "self": FAIR}, TOKEN_S, seed=11)
+        runs.append([decision for decision, _ in world.run(calibrated(world), 300)])
+    assert runs[0] == runs[1]
