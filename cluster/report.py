@@ -47,6 +47,11 @@ def generation_table(statistics: GenerationStatistics) -> Table:
     table.add_row("TPOT", human_seconds(s.tpot_s) if s.tokens > 1 else NOTHING, "time per output token after it")
     table.add_row("acceptance rate", _percent(s.acceptance_rate), f"{s.accepted} of {s.proposed} draft tokens")
     table.add_row("tokens per step", _number(s.tokens_per_step), f"{s.steps} decode steps")
+    for draft in s.drafts:
+        share = f"{sum(draft.accepted)} of {sum(draft.proposed)} of its tokens accepted"
+        table.add_row(f"drafted by {draft.kind}", f"{draft.steps} steps", share)
+    if s.demand:
+        table.add_row("demand recall", _percent(s.demand_recall), "experts used that the self-draft had predicted")
     table.add_row("hit rate of hot experts", _percent(s.hit_rate), f"{s.hits} of {s.uses} uses found resident")
     table.add_row("bytes moved", human_bytes(s.bytes_moved), f"to the device{link}")
     table.add_row(

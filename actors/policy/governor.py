@@ -16,7 +16,7 @@ import numpy as np
 from ..core import DraftChoice
 from .step_model import LONGEST, NGRAM, Options, RequestDrafts, StepModel, StepSeen
 
-HYSTERESIS = 0.02
+HYSTERESIS = 0.01
 """Another choice must promise so many tokens more in the same time than the last one."""
 EXPLORATION = 0.008
 """Share of the decode time that steps taken to learn may lose."""

@@ -20,9 +20,10 @@ FITTED_AT_ONCE, REFIT_EVERY = 8, 32
 """The first steps are each followed by a fit, then every so many: it takes 1 or 2 ms."""
 GROWTH = 0.6
 """Exponent assumed of the union of experts before windows of different lengths were seen."""
-GROWTH_WEIGHT = 1.0
-DECAY = 0.98
-"""Weight that a step's experts and times keep at the next step."""
+GROWTH_WEIGHT = 0.3
+"""Of that assumption, against squared deviations of the windows' logarithms."""
+GROWTH_DECAY, BESIDE_DECAY = 0.995, 0.98
+"""Weight that a step's experts, and its time beside the formula, keep at the next step."""
 VERIFY_PRIOR = (0.4, 0.002, 0.004, 0.05)
 """(pass, hit, miss, token) in proportion; only where few steps were seen."""
 PACE_WEIGHT = 0.2
@@ -61,7 +62,7 @@ class ExpertGrowth:
     def observe(self, tokens: int, experts: int) -> None:
         x, y = np.log(tokens), np.log(experts + 1.0)
         for name, value in (("_weight", 1.0), ("_x", x), ("_y", y), ("_xx", x * x), ("_xy", x * y)):
-            setattr(self, name, DECAY * getattr(self, name) + value)
+            setattr(self, name, GROWTH_DECAY * getattr(self, name) + value)
 
     def experts(self, tokens: np.ndarray) -> np.ndarray:
         """float64, for each of `tokens` (>= 1); zeros before the first observation."""
@@ -113,8 +114,8 @@ class VerifyTimes:
         self._fit.observe(features, usual_s)
         # A step that was held up, by whatever, says little of the next one.
         ratio = np.clip(usual_s / self._by_experts()[at], 0.5, 2.0)
-        self._beside[at] = DECAY * self._beside[at] + ratio
-        self._weight[at] = DECAY * self._weight[at] + 1.0
+        self._beside[at] = BESIDE_DECAY * self._beside[at] + ratio
+        self._weight[at] = BESIDE_DECAY * self._weight[at] + 1.0
 
     def seconds(self) -> np.ndarray:
         """float64 [longest]: of a window of 1, 2, … tokens, at the usual pace."""

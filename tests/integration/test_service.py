@@ -69,7 +69,8 @@ def test_statistics_tell_what_happened(client, expected):
     assert 0 < statistics.ttft_s < 60 and 0 < statistics.tpot_s < 60
     assert statistics.emulated
     rows = {span.row for span in generation.spans}
-    assert {"draft", "trunk", "local experts", "cpu-0"} <= rows
+    assert {"governor", "draft", "trunk", "local experts", "cpu-0"} <= rows
+    assert sum(sum(draft.proposed) for draft in statistics.drafts) == statistics.proposed
     assert all(span.end_ns >= span.start_ns for span in generation.spans)
 
 
