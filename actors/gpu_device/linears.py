@@ -73,10 +73,12 @@ def use_kernels(model: PreTrainedModel, format: str | None) -> int:
     `format`: int8, int4-g32 or int4-g128, which layers are then kept in, their float weights freed; None: they stay as
     they are and share their memory with the kernels. Never quantised: a head whose weight the embedding uses too, and
     layers beside the experts (routers, gates of shared experts), which are small and decide much. Layers in float16,
-    and all where the library does not run, stay torch's. Raises ValueError, naming the layer, for weights that
-    `format` cannot hold.
+    and all where the library does not run, stay torch's. Raises ValueError for a format
+    without the library and, naming the layer, for weights that `format` cannot hold.
     """
     reason = library.unavailable()
+    if reason is not None and format is not None:
+        raise ValueError(f"trunk_format {format} needs the CPU kernels: {reason}; or set model.trunk_format: stored")
     if reason is not None:
         log.info("linear layers stay torch's", model=type(model).__name__, reason=reason)
         return 0

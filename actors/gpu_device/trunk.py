@@ -38,7 +38,7 @@ def load_trunk(directory: Path, dtype: torch.dtype, device: torch.device, trunk_
 
     Weights are cast to `dtype`; on the CPU, those of linear layers are then kept in `trunk_format`. Raises TrunkError
     where tensors are missing, superfluous, of the wrong shape or beyond `trunk_format`, CheckpointError where the files
-    are damaged, UnsupportedExperts where the experts' arithmetic is not ours.
+    are damaged or the experts' arithmetic is not ours.
     """
     checkpoint = open_checkpoint(directory)
     register()

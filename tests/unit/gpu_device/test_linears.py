@@ -167,7 +167,9 @@ def test_nothing_changes_where_the_library_does_not_run(models, monkeypatch):
 
     monkeypatch.setattr(library, "load", missing)
     model = deepcopy(models["qwen3_dense"])
-    assert use_kernels(model, None) == use_kernels(model, "int8") == 0
+    assert use_kernels(model, None) == 0
+    with pytest.raises(ValueError, match=r"int8.*no compiler.*stored"):
+        use_kernels(model, "int8")
     assert {type(layer) for layer in layers_of(model).values()} == {nn.Linear}
 
 
