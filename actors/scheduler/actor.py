@@ -84,9 +84,7 @@ class SchedulerActor:
         self._device = DeviceClient(self._peers, self._deployment.gpu.name, settings.step_timeout)
         turns = Turns(settings.max_running, settings.max_waiting, self._deployment.gpu.kv_memory)
         gamma = None if self._deployment.draft.gamma == "auto" else self._deployment.draft.gamma
-        self._loop = StepLoop(
-            self._device, turns, LoopSettings(gamma, settings.prefill_chunk, RESTART_PATIENCE_S)
-        )
+        self._loop = StepLoop(self._device, turns, LoopSettings(gamma, settings.prefill_chunk, RESTART_PATIENCE_S))
         server = AsyncActorServer(name, host)
         service = SchedulingService(self._deployment.name, self._loop, lambda: self._prefetcher_status)
         server.add(add_SchedulingServicer_to_server, service)
