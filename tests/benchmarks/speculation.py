@@ -51,7 +51,7 @@ RECALL_GAMMA = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--pairs", type=int, default=12, help="prompts of a family in the half that is compared")
+    parser.add_argument("--pairs", type=int, default=16, help="prompts of a family in the half that is compared")
     parser.add_argument("--choose", type=int, default=6, help="prompts of a family in the half that chooses")
     parser.add_argument("--tokens", type=int, default=96, help="generated per request")
     options = parser.parse_args()
@@ -185,7 +185,7 @@ def _tensor_bytes() -> int:
 
 
 def _tensors() -> list[torch.Tensor]:
-    return [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
 
 
 if __name__ == "__main__":

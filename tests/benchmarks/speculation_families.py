@@ -17,8 +17,8 @@ HELD_OUT = ("thealgorithms_python", "eips", "gutenberg")
 """Corpora whose held-out parts the bundled models have not seen: code, specifications, novels."""
 PROMPTS = ("humaneval.jsonl.gz", "cnn_dm_80.jsonl", "gsm8k_test.jsonl")
 """Functions to write, articles to summarise, sums in words."""
-CHARACTERS = 600
-"""Of a prompt: some 150 to 250 tokens of the bundled models."""
+CHARACTERS = 450
+"""Of a prompt: some 100 to 200 tokens of the bundled models."""
 
 
 def families(count: int, data: Path = DATA) -> dict[str, list[str]]:
