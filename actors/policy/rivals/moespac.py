@@ -150,22 +150,5 @@ class Moespac(OffloadPolicy):
 class Clairvoyant(Moespac):
     """The same engine with the coming window's routing known."""
 
-    def _fetched(self, at: Layer) -> list[int]:
-        """The misses to wait for: those under way, and of the others as many as the reactive split gives the link.
-
-        Experts of a small window cost much the same, so the link takes those that are wanted most in general.
-        """
-        waited, others = list(at.arriving), [e for e in at.misses if e not in at.arriving]
-        link = WorkerCost(LINK, at.link_free_s, self.setting.transfer_s, 0.0)
-        split = split_misses({e: at.pairs[e] for e in others}, [*self._costs.worker_costs([CPU]), link])
-        others.sort(key=lambda e: (-self._general[at.row, e], e))
-        return waited + others[: len(split[1])]
-
-    def measured(self, sample: CostSample) -> None:
-        calls = self._calls[sample.actor]
-        self._calls[sample.actor] += 1
-        if calls < LEARN_FIRST or calls % LEARN_EVERY == 0:
-            self._costs.observe(sample)
-
     def _coming(self, step: Step) -> np.ndarray:
         return (step.truth() > 0).astype(np.float64)
