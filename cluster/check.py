@@ -50,7 +50,7 @@ def check(path: str | Path) -> Report:
         return Report(file, None, error.problems)
     lines = key_lines(file)
     problems, warnings, uses = _check_model(deployment)
-    problems += _check_port(deployment)
+    problems += _check_ports(deployment)
     warnings += _machine_warnings(deployment)
     return Report(
         file, deployment, tuple(replace(p, line=lines.get(p.key)) for p in problems), tuple(warnings), tuple(uses)
@@ -123,13 +123,15 @@ def _of_checkpoint(key: str, error) -> Problem:
     return Problem(key, str(error.file), error.what, error.remedy)
 
 
-def _check_port(deployment: Deployment) -> list[Problem]:
+def _check_ports(deployment: Deployment) -> list[Problem]:
     from ..actors.transport.errors import CannotListen
     from ..actors.transport.server import check_can_listen
 
     service = deployment.service
     try:
         check_can_listen(service.host, service.port)
+        if service.metrics_port is not None:
+            check_can_listen(service.host, service.metrics_port, "metrics_port")
     except CannotListen as error:
         value = str(getattr(service, error.field))
         return [Problem(f"service.{error.field}", value, error.problem, error.remedy)]
@@ -168,7 +170,10 @@ def _uses(deployment: Deployment, name: str, shape, trunk: int, kv: int) -> Iter
         yield f"{worker.name}: experts", memory, f"arena {worker.arena}"
     threads = ", ".join(f"{d.name} {d.threads}" for d in deployment.devices)
     yield "threads", str(sum(d.threads for d in deployment.devices)), threads
-    yield "service", f"{deployment.service.host}:{deployment.service.port}", "gRPC"
+    service = deployment.service
+    yield "service", f"{service.host}:{service.port}", "gRPC"
+    if service.metrics_port is not None:
+        yield "metrics", f"{service.host}:{service.metrics_port}", "HTTP, /metrics for Prometheus"
 
 
 def _memory_warnings(deployment: Deployment, trunk: int) -> list[str]:

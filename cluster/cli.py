@@ -113,6 +113,8 @@ def serve(
         service = Service(deployment, address, detach, report, convert_report, interrupts.held)
         service.start()
     typer.echo(f"serving {deployment.model.target.name} at {service.server} (deployment {deployment.name!r})")
+    if deployment.service.metrics_port is not None:
+        typer.echo(f"metrics at {service.metrics_url()}")
     if detach:
         service.leave()
         typer.echo(f"detached: `moespac stop {deployment.name}` ends it")
@@ -222,9 +224,10 @@ def status(
     server: Server = DEFAULT_SERVER,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show a running service: actors, memory, requests."""
+    """Show a running service: actors, memory, requests, and what has been decided and done."""
     from .client import Client
     from .report import status_table
+    from .status_report import decisions_table
 
     with Client(server) as client:
         reply = client.status()
@@ -239,7 +242,9 @@ def status(
     else:
         from rich.console import Console
 
-        Console().print(status_table(reply))
+        console = Console()
+        console.print(status_table(reply))
+        console.print(decisions_table(reply))
     raise typer.Exit(0 if reply.ready else 2)
 
 

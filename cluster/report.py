@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from rich.table import Table
 from rich.text import Text
@@ -45,21 +46,30 @@ def generation_table(statistics: GenerationStatistics) -> Table:
     table.add_row("tokens/s", f"{s.tokens_per_second:.1f}", "over the whole time")
     table.add_row("TTFT", human_seconds(s.ttft_s), "time to first token")
     table.add_row("TPOT", human_seconds(s.tpot_s) if s.tokens > 1 else NOTHING, "time per output token after it")
-    table.add_row("acceptance rate", _percent(s.acceptance_rate), f"{s.accepted} of {s.proposed} draft tokens")
+    table.add_row("acceptance rate", percent(s.acceptance_rate), f"{s.accepted} of {s.proposed} draft tokens")
     table.add_row("tokens per step", _number(s.tokens_per_step), f"{s.steps} decode steps")
     for draft in s.drafts:
         share = f"{sum(draft.accepted)} of {sum(draft.proposed)} of its tokens accepted"
         table.add_row(f"drafted by {draft.kind}", f"{draft.steps} steps", share)
     if s.demand:
-        table.add_row("demand recall", _percent(s.demand_recall), "experts used that the self-draft had predicted")
-    table.add_row("hit rate of hot experts", _percent(s.hit_rate), f"{s.hits} of {s.uses} uses found resident")
+        table.add_row("demand recall", percent(s.demand_recall), "experts used that the self-draft had predicted")
+    table.add_row("hit rate of hot experts", percent(s.hit_rate), f"{s.hits} of {s.uses} uses found resident")
     table.add_row("bytes moved", human_bytes(s.bytes_moved), f"to the device{link}")
     table.add_row(
         "transfer time hidden",
-        _percent(s.transfer_hidden_share),
+        percent(s.transfer_hidden_share),
         f"{human_seconds(s.transfer_hidden_s)} of {human_seconds(s.transfer_s)} behind computing{link}",
     )
-    table.add_row("plan time p50 / p99", _plan_times(s), _statuses(s))
+    table.add_row("plan time p50 / p99", _plan_times(s), _counted(s.solver_statuses) or "no plan was made")
+    if s.plan_gaps:
+        worst = f"largest {percent(max(s.plan_gaps))}; solver {_counted(s.solvers)}"
+        table.add_row("plan gap", percent(sum(s.plan_gaps) / len(s.plan_gaps)), f"mean; {worst}")
+    if s.prefetch_recall is not None:
+        closed = "; too few: plans make no more but for probes" if s.prefetch_closed else ""
+        table.add_row("prefetch recall", percent(s.prefetch_recall), f"of recent transfers used in time{closed}")
+    if s.prediction_errors:
+        errors = ", ".join(f"{actor} {percent(error)}" for actor, error in sorted(s.prediction_errors.items()))
+        table.add_row("prediction error", "", f"median, of times: {errors}")
     table.add_row("expert calls", f"{s.expert_calls}", f"to workers; {s.fallback_experts} experts fell back")
     if s.restarts:
         table.add_row("restarts", f"{s.restarts}", "taken up again after an actor was lost")
@@ -112,7 +122,8 @@ def _state(status: generation_pb2.StatusReply) -> str:
     return "\n".join(lines)
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """`0.123` → `12.3 %`; None, where there was nothing to divide by, is a dash."""
     return NOTHING if share is None else f"{100 * share:.1f} %"
 
 
@@ -126,6 +137,5 @@ def _plan_times(s: GenerationStatistics) -> str:
     return f"{s.plan_ms_p50:.1f} / {s.plan_ms_p99:.1f} ms"
 
 
-def _statuses(s: GenerationStatistics) -> str:
-    counts = Counter(s.solver_statuses)
-    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no plan was made"
+def _counted(names: Iterable[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(Counter(names).items()))

@@ -11,8 +11,10 @@ import ray
 
 from ..actors.prefetcher.convert import ensure_store
 from ..actors.transport.endpoint import Endpoint
+from ..actors.transport.server import address_of
 from ..configs import Deployment
 from . import run_record
+from .client import Client
 from .launch import GATEWAY, Launch, LaunchError, Progress, placements
 from .ray_cluster import Held, RayCluster, join, start_private
 
@@ -43,6 +45,12 @@ class Service:
     def server(self) -> str:
         """host:port for clients."""
         return next(endpoint.address for endpoint in self.endpoints if endpoint.name == GATEWAY)
+
+    def metrics_url(self) -> str:
+        """Where Prometheus finds a started service's metrics; the deployment must have a `metrics_port`."""
+        with Client(self.server) as client:
+            port = client.status().metrics_port
+        return f"http://{address_of(self.server.rpartition(':')[0], port)}/metrics"
 
     def start(self) -> None:
         """Blocks until a token can be produced; whatever fails, nothing is left behind."""

@@ -278,8 +278,16 @@ class ServiceConfig(Section):
     """Address to listen on; 127.0.0.1: this machine only. Anything else is reachable from the network."""
     port: Annotated[StrictInt, Field(ge=0, le=65535)] = 50051
     """TCP port of the client-facing gRPC service; 0: a free one, which is printed."""
+    metrics_port: Annotated[StrictInt, Field(ge=0, le=65535)] | None = None
+    """TCP port of the same host for Prometheus metrics by HTTP; 0: a free one, which is printed; absent: none."""
     drain_timeout: Duration = 30.0
     """Seconds that running requests are given to finish when the service is asked to stop."""
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> ServiceConfig:
+        if self.metrics_port and self.metrics_port == self.port:
+            raise Invalid("is service.port too", "choose another one, or 0 for a free one", ("metrics_port",))
+        return self
 
 
 Device = Annotated[GpuDeviceConfig | CpuDeviceConfig, Field(discriminator="kind")]

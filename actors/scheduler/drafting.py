@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from ...protos.v1 import generation_pb2
 from ...protos.v1 import steps_pb2 as pb
 from ..core import DraftChoice
 from ..policy.governor import Decision, Governor
 from ..policy.step_model import LONGEST, NGRAM, StepSeen
+from .draft_totals import DraftTotals
 from .request import Request
 
 CALIBRATED = (2, 8)
@@ -22,6 +24,7 @@ class Drafting:
         """`kinds`: of the device's drafts."""
         self.kinds = tuple(kinds)
         self._governor = Governor(kinds)
+        self._totals = DraftTotals(kinds)
 
     def decide(self, request: Request) -> Decision:
         """For the next turn of `request`."""
@@ -32,7 +35,13 @@ class Drafting:
         if reply.prefill:
             request.drafts.behind = dict(reply.behind)
         else:
-            self._governor.observe(request.drafts, decision, _seen(decision.choices, reply, turn_s))
+            seen = _seen(decision.choices, reply, turn_s)
+            self._governor.observe(request.drafts, decision, seen)
+            self._totals.add_step(decision, seen)
+
+    def status(self) -> generation_pb2.SpeculationStatus:
+        """What has been chosen and observed of all requests."""
+        return self._totals.message()
 
     def calibrations(self) -> list[tuple[DraftChoice, ...]]:
         """What the steps before the first request should draft; n-grams have nothing to find there, nor to compute."""

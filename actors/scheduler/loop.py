@@ -21,7 +21,8 @@ from .device_client import DeviceClient, DeviceLost
 from .drafting import Drafting, decision_span, most_tokens
 from .planning import PlanDispatch
 from .request import End, Failure, Request
-from .tally import LinkTotals, Tally
+from .tally import Tally
+from .totals import Totals
 
 log = structlog.get_logger()
 
@@ -49,7 +50,7 @@ class StepLoop:
         self._plans: PlanDispatch | None = None
         self._drafting = Drafting(())
         self._requests: dict[str, Request] = {}
-        self._link = LinkTotals()
+        self._totals = Totals()
         self._work = asyncio.Event()
         self._description = steps_pb2.DeviceDescription()
         self._eos: frozenset[int] = frozenset()
@@ -70,7 +71,7 @@ class StepLoop:
             trace=message.trace,
             stop_tokens=frozenset(message.stop_token_ids) | (frozenset() if message.ignore_eos else self._eos),
             logprobs=message.logprobs if message.HasField("logprobs") else None,
-            tally=Tally(time.monotonic(), self._link.copy()),
+            tally=Tally(time.monotonic(), self._totals.link.copy()),
             emitted=list(message.emitted_ids),
             deadline_s=math.inf if remaining_s is None else time.monotonic() + remaining_s,
         )
@@ -125,6 +126,13 @@ class StepLoop:
     def plan_epoch(self) -> int:
         return self._plans.epoch if self._plans is not None else 0
 
+    def report(self, status: pb.StatusReply) -> None:
+        """Fills in what has been decided and done since the start."""
+        if self._plans is not None:
+            status.planning.CopyFrom(self._plans.status())
+        status.speculation.CopyFrom(self._drafting.status())
+        status.work.CopyFrom(self._totals.message())
+
     async def refresh(self) -> None:
         """Looks at the device again, for its figures; one that is away or loading makes the loop look for it."""
         try:
@@ -171,7 +179,7 @@ class StepLoop:
             trace=False,
             stop_tokens=frozenset(),
             logprobs=None,
-            tally=Tally(time.monotonic(), self._link.copy()),
+            tally=Tally(time.monotonic(), self._totals.link.copy()),
         )
         await self._device.open(probe)
         try:
@@ -219,15 +227,16 @@ class StepLoop:
         reply = await self._device.step(
             request.id, decision.choices, self._settings.prefill_chunk, request.trace, remaining_s
         )
-        self._drafting.observe(request, decision, reply, time.monotonic() - started)
+        turn_s = time.monotonic() - started
+        self._drafting.observe(request, decision, reply, turn_s)
         request.stalls = 0
-        self._link.add(reply.timings)
         request.tally.add_step(reply)
         tokens, end = request.take(reply.emitted)
         request.tally.add_tokens(len(tokens), time.monotonic())
-        for plan in self._plans.observe(request.id, reply):
-            for running in self._requests.values():
-                running.tally.add_plan(plan.milliseconds, plan.status)
+        self._totals.add_step(reply, turn_s, len(tokens))
+        plans = self._plans.observe(request.id, reply)
+        for running in self._requests.values():
+            running.tally.plans += plans
         if reply.prefill:
             decided = []  # it was for a step that drafts
         spans = [*decided, *reply.spans, *self._plans.take_spans()] if request.trace else []
@@ -246,8 +255,9 @@ class StepLoop:
 
     def _statistics(self, request: Request, end: End) -> pb.Statistics:
         statistics = request.tally.statistics(
-            end.reason, len(request.prompt_ids), time.monotonic(), self._link, self._description.emulated
+            end.reason, len(request.prompt_ids), time.monotonic(), self._totals.link, self._description.emulated
         )
+        self._plans.complete(statistics)
         if end.stop_token is not None:
             statistics.stop_token_id = end.stop_token
         return statistics
@@ -275,6 +285,7 @@ class StepLoop:
             if request.opened:
                 request.opened = False
                 request.tally.restarts += 1
+                self._totals.add_restart()
                 request.stalls += 1
             if request.stalls > MAX_STALLS:
                 message = f"the device was lost {request.stalls} times over this request, last because {reason}"

@@ -154,6 +154,16 @@ class Planner:
         """Share of recently transferred bytes that were used before eviction; None before any is known."""
         return self._gate.recall
 
+    @property
+    def prefetch_open(self) -> bool:
+        """Whether plans may transfer freely; else few transfers were used, and only probes are made."""
+        return self._gate.open
+
+    @property
+    def estimator(self) -> str:
+        """Its name."""
+        return self._settings.estimator
+
     def learned(self) -> dict[str, np.ndarray]:
         """What the estimator would lose in a restart."""
         return self._estimator.state()

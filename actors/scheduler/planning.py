@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import grpc.aio
 import structlog
 
+from ...protos.v1 import generation_pb2
 from ...protos.v1 import steps_pb2 as pb
 from ..core import ModelShape, Plan
 from ..transport.messages import keys, plan_to_proto, sample_from_proto, window_from_proto
 from .device_client import DeviceClient, DeviceLost
+from .plan_totals import PlanTotals
 from .planner import Planner
 from .planning_task import PlanningTask, Solved
 from .prefetcher_client import PrefetcherClient
@@ -22,14 +24,6 @@ log = structlog.get_logger()
 
 MAX_SPANS = 256
 """Planning spans kept until somebody traces."""
-
-
-@dataclass(frozen=True)
-class PlanNote:
-    """A plan that took effect: for the statistics."""
-
-    milliseconds: float
-    status: str
 
 
 class PlanDispatch:
@@ -41,16 +35,18 @@ class PlanDispatch:
         self._solver = ThreadPoolExecutor(1, thread_name_prefix="planning")
         self._busy: asyncio.Task | None = None
         self._sent_to = ("", "")
-        self._made: list[PlanNote] = []
+        self._made: list[generation_pb2.PlanInfo] = []
+        self._totals = PlanTotals()
         self._spans: list[pb.Span] = []
 
     @property
     def epoch(self) -> int:
         return self._planner.epoch
 
-    def observe(self, request: str, reply: pb.StepReply) -> list[PlanNote]:
+    def observe(self, request: str, reply: pb.StepReply) -> list[generation_pb2.PlanInfo]:
         """Learns from a step of `request`, starts the next plan if one is due; returns the plans finished meanwhile."""
         timings = reply.timings
+        self._totals.add_step(timings.draft_s + timings.verify_s)
         self._planner.observe(
             window_from_proto(reply.window, reply.prefill, request, None if reply.prefill else reply.accepted + 1),
             [sample_from_proto(sample) for sample in timings.samples],
@@ -65,6 +61,23 @@ class PlanDispatch:
             self._busy.add_done_callback(_log_failure)
         made, self._made = self._made, []
         return made
+
+    def status(self) -> generation_pb2.PlanningStatus:
+        """What has been planned since the start, and what plans are made from now."""
+        status = self._totals.message()
+        status.estimator = self._planner.estimator
+        status.prefetch_open = self._planner.prefetch_open
+        if (recall := self._planner.prefetch_recall) is not None:
+            status.prefetch_recall = recall
+        status.prediction_errors.update(self._planner.prediction_errors())
+        return status
+
+    def complete(self, statistics: generation_pb2.Statistics) -> None:
+        """Adds what is known when a request ends."""
+        if (recall := self._planner.prefetch_recall) is not None:
+            statistics.prefetch_recall = recall
+        statistics.prefetch_closed = not self._planner.prefetch_open
+        statistics.prediction_errors.update(self._planner.prediction_errors())
 
     def take_spans(self) -> list[pb.Span]:
         """Planning spans since the last call."""
@@ -83,31 +96,33 @@ class PlanDispatch:
         solved = await asyncio.get_running_loop().run_in_executor(
             self._solver, task.solve, lambda: ends - time.monotonic()
         )
-        plan, ended_ns = solved.plan, time.time_ns()
+        ended_ns = time.time_ns()
         took_s = (ended_ns - started_ns) / 1e9
         self._planner.adopt(task, solved, took_s, time.monotonic())
-        self._made.append(PlanNote(took_s * 1e3, plan.solver_status))
+        made = _described(task, solved, took_s)
+        self._made.append(made)
+        self._totals.add_plan(made)
         self._spans.append(
             pb.Span(
                 row="planning",
-                name=f"plan {plan.epoch}",
+                name=f"plan {made.epoch}",
                 start_ns=started_ns,
                 end_ns=ended_ns,
-                args=self._described(task, solved),
+                args=self._span_args(made),
             )
         )
         del self._spans[:-MAX_SPANS]
-        await self._send(plan)
+        await self._send(solved.plan)
 
-    def _described(self, task: PlanningTask, solved: Solved) -> dict[str, str]:
+    def _span_args(self, plan: generation_pb2.PlanInfo) -> dict[str, str]:
         recall = self._planner.prefetch_recall
         return {
-            "solver": "thresholds" if task.assignment is None else "assignment",
-            "status": solved.plan.solver_status,
-            "gap": f"{solved.gap:.4f}",
-            "drift": f"{task.drift:.3f}",
-            "hot": str(int(solved.plan.hot().sum())),
-            "transfers": f"{solved.transfers} of {task.problem.link_experts}",
+            "solver": plan.solver,
+            "status": plan.status,
+            "gap": f"{plan.gap:.4f}",
+            "drift": f"{plan.drift:.3f}",
+            "hot": str(plan.hot),
+            "transfers": f"{plan.transfers_wanted} of {plan.transfers_allowed}",
             "prefetch_recall": "unknown" if recall is None else f"{recall:.2f}",
             **{f"error {actor}": f"{error:.3f}" for actor, error in self._planner.prediction_errors().items()},
         }
@@ -125,6 +140,7 @@ class PlanDispatch:
         except (DeviceLost, grpc.aio.AioRpcError) as error:
             # A plan is advice: the next one follows soon, and everybody works on with the last.
             log.warning("plan not delivered", epoch=plan.epoch, reason=str(error))
+            self._totals.undelivered += 1
             self._sent_to = ("", "")
             return
         delivered = await self._prefetcher.set_plan(message) is not None
@@ -133,6 +149,21 @@ class PlanDispatch:
     def _receivers(self) -> tuple[str, str]:
         """Incarnations of device and prefetcher: a restarted one has no plan."""
         return self._device.incarnation, self._prefetcher.incarnation
+
+
+def _described(task: PlanningTask, solved: Solved, took_s: float) -> generation_pb2.PlanInfo:
+    return generation_pb2.PlanInfo(
+        epoch=solved.plan.epoch,
+        solver="thresholds" if task.assignment is None else "assignment",
+        status=solved.plan.solver_status,
+        gap=solved.gap,
+        seconds=took_s,
+        drift=task.drift,
+        hot=int(solved.plan.hot().sum()),
+        transfers_wanted=solved.transfers,
+        transfers_allowed=task.problem.link_experts,
+        link_budget_bytes=task.link_budget_bytes,
+    )
 
 
 def _log_failure(task: asyncio.Task) -> None:

@@ -44,7 +44,7 @@ class SchedulingService(generation_pb2_grpc.SchedulingServicer):
         return pb.FinishReply()
 
     async def Status(self, request, context) -> pb.StatusReply:
-        return pb.StatusReply(
+        reply = pb.StatusReply(
             version=__version__,
             deployment=self._name,
             ready=self._loop.ready,
@@ -55,6 +55,8 @@ class SchedulingService(generation_pb2_grpc.SchedulingServicer):
             plan_epoch=self._loop.plan_epoch,
             uptime_s=time.monotonic() - self._started_s,
         )
+        self._loop.report(reply)
+        return reply
 
     async def _validate(self, request: pb.SubmitRequest, context: grpc.aio.ServicerContext) -> None:
         if not self._loop.ready:

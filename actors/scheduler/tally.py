@@ -51,6 +51,9 @@ class DraftTally:
             self.proposed[position] += 1
             self.accepted[position] += position < accepted
 
+    def message(self, kind: str) -> pb.DraftStatistics:
+        return pb.DraftStatistics(kind=kind, steps=self.steps, proposed=self.proposed, accepted=self.accepted)
+
 
 @dataclass
 class Tally:
@@ -75,8 +78,8 @@ class Tally:
     expert_calls: int = 0
     fallback_experts: int = 0
     restarts: int = 0
-    plan_ms: list[float] = field(default_factory=list)
-    solver_statuses: list[str] = field(default_factory=list)
+    plans: list[pb.PlanInfo] = field(default_factory=list)
+    """Made while the request ran."""
 
     def add_step(self, reply: steps_pb2.StepReply) -> None:
         """Prefill steps count for expert calls only: acceptance and hit rate speak of decoding."""
@@ -104,10 +107,6 @@ class Tally:
         self.last_token_s = now_s
         self.tokens += count
 
-    def add_plan(self, milliseconds: float, status: str) -> None:
-        self.plan_ms.append(milliseconds)
-        self.solver_statuses.append(status)
-
     def statistics(
         self,
         reason: pb.Statistics.FinishReason,
@@ -130,10 +129,7 @@ class Tally:
             steps=self.steps,
             proposed=self.proposed,
             accepted=self.accepted,
-            drafts=[
-                pb.DraftStatistics(kind=kind, steps=draft.steps, proposed=draft.proposed, accepted=draft.accepted)
-                for kind, draft in self.drafts.items()
-            ],
+            drafts=[draft.message(kind) for kind, draft in self.drafts.items()],
             demand=self.demand,
             demand_predicted=self.demand_predicted,
             uses=self.uses,
@@ -141,8 +137,10 @@ class Tally:
             bytes_moved=moved.bytes_moved,
             transfer_s=moved.transfer_s,
             transfer_hidden_s=moved.hidden_s,
-            plan_ms=self.plan_ms,
-            solver_statuses=self.solver_statuses,
+            plan_ms=[plan.seconds * 1e3 for plan in self.plans],
+            solver_statuses=[plan.status for plan in self.plans],
+            solvers=[plan.solver for plan in self.plans],
+            plan_gaps=[plan.gap for plan in self.plans],
             expert_calls=self.expert_calls,
             fallback_experts=self.fallback_experts,
             emulated=emulated,

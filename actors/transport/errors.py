@@ -7,12 +7,15 @@ from typing import Literal
 from ...errors import UserError
 from ...version import __version__
 
+PortField = Literal["port", "metrics_port"]
+"""Of the deployment's `service` section."""
+
 
 class CannotListen(UserError, OSError):
-    """A server cannot listen where it should; `field` says what has to change, `host` or `port`."""
+    """A server cannot listen where it should; `field` says what has to change: the host or which port."""
 
-    def __init__(self, host: str, port: int, field: Literal["host", "port"], problem: str, remedy: str):
-        super().__init__(f"{field} {port if field == 'port' else host} {problem}: {remedy}")
+    def __init__(self, host: str, port: int, field: Literal["host"] | PortField, problem: str, remedy: str):
+        super().__init__(f"{field} {host if field == 'host' else port} {problem}: {remedy}")
         self.host, self.port = host, port
         self.field, self.problem, self.remedy = field, problem, remedy
 
@@ -20,9 +23,9 @@ class CannotListen(UserError, OSError):
 class PortInUse(CannotListen):
     """Another process listens on the wanted port."""
 
-    def __init__(self, host: str, port: int):
+    def __init__(self, host: str, port: int, field: PortField = "port"):
         remedy = "stop what listens there, or choose another port (0 takes a free one)"
-        super().__init__(host, port, "port", f"is in use on {host}", remedy)
+        super().__init__(host, port, field, f"is in use on {host}", remedy)
 
 
 def version_mismatch(theirs: str, server: str) -> str:

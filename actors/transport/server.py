@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from .errors import CannotListen, PortInUse
+from .errors import CannotListen, PortField, PortInUse
 from .version_check import VersionGuard
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -29,8 +29,11 @@ def address_of(host: str, port: int) -> str:
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
-def check_can_listen(host: str, port: int) -> None:
-    """Raises PortInUse if something listens on (host, port), CannotListen if nobody can; port 0 is always free."""
+def check_can_listen(host: str, port: int, field: PortField = "port") -> None:
+    """Raises PortInUse if something listens on (host, port), CannotListen if nobody can; port 0 is always free.
+
+    `field`: where the port was written.
+    """
     bare = host.strip("[]")
     try:
         with socket.socket(socket.AF_INET6 if ":" in bare else socket.AF_INET) as probe:
@@ -38,10 +41,10 @@ def check_can_listen(host: str, port: int) -> None:
             probe.bind((bare, port))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise PortInUse(host, port) from error
+            raise PortInUse(host, port, field) from error
         if error.errno == errno.EACCES:
             problem, remedy = f"on {host} is reserved for the administrator", "choose one from 1024 on (0: a free one)"
-            raise CannotListen(host, port, "port", problem, remedy) from error
+            raise CannotListen(host, port, field, problem, remedy) from error
         problem, remedy = f"cannot be listened on ({error.strerror or error})", "write an address of this machine"
         raise CannotListen(host, port, "host", problem, f"{remedy}, such as 127.0.0.1") from error
 

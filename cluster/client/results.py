@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
 from ...protos.v1 import generation_pb2
 
 _REASONS = generation_pb2.Statistics.FinishReason
+_ALIGNED = ("plan_ms", "solver_statuses", "solvers", "plan_gaps")
+"""One of each plan."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,16 @@ class GenerationStatistics:
     """Distinct (layer, expert) uses of the windows that a self-draft went before."""
     demand_predicted: int = 0
     """Of `demand`, what the self-draft had wanted too."""
+    solvers: tuple[str, ...] = ()
+    """What made each plan, aligned with `plan_ms`: "thresholds" or "assignment"."""
+    plan_gaps: tuple[float, ...] = ()
+    """(objective - bound) / objective of each plan, aligned with `plan_ms`; 0: proved optimal."""
+    prefetch_recall: float | None = None
+    """Share of recent transfers that were used before eviction, at the end."""
+    prefetch_closed: bool = False
+    """Too few were: plans had stopped transferring, but for probes, at the end."""
+    prediction_errors: Mapping[str, float] = field(default_factory=dict)
+    """Of the cost model at the end, by measured actor: median |predicted - measured| / measured."""
     stop: str | None = None
     """The stop string that ended it."""
     stop_token_id: int | None = None
@@ -109,13 +122,15 @@ class GenerationStatistics:
     @classmethod
     def from_proto(cls, message: generation_pb2.Statistics) -> GenerationStatistics:
         values = {}
-        for name in (field.name for field in fields(cls)):
+        for name in (each.name for each in fields(cls)):
             value = getattr(message, name)
-            values[name] = tuple(value) if name in ("plan_ms", "solver_statuses") else value
+            values[name] = tuple(value) if name in _ALIGNED else value
         values["drafts"] = tuple(
             DraftStatistics(draft.kind, draft.steps, tuple(draft.proposed), tuple(draft.accepted))
             for draft in message.drafts
         )
+        values["prefetch_recall"] = message.prefetch_recall if message.HasField("prefetch_recall") else None
+        values["prediction_errors"] = dict(message.prediction_errors)
         values["stop"] = message.stop or None
         values["stop_token_id"] = message.stop_token_id if message.HasField("stop_token_id") else None
         known = message.finish_reason in _REASONS.values()

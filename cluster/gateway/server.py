@@ -13,6 +13,7 @@ from ...actors.transport.async_server import AsyncActorServer
 from ...actors.transport.endpoint import Resolve
 from ...configs import Deployment
 from ...protos.v1 import generation_pb2, generation_pb2_grpc
+from .metrics_server import MetricsServer
 from .readiness import SchedulerState
 from .scheduler_link import SchedulerLink
 from .service import ActorsInfo, GenerationService
@@ -45,6 +46,7 @@ class GatewayServer:
         self._deployment, self._resolve, self._actors_info = deployment, resolve, actors_info
         self._name, self._scheduler_name, self._patience_s = name, scheduler_name, patience_s
         self._state: SchedulerState | None = None
+        self._metrics: MetricsServer | None = None
         self._stopped = False
 
     @property
@@ -71,9 +73,12 @@ class GatewayServer:
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), self._server.server)
         try:
+            if service.metrics_port is not None:
+                self._metrics = MetricsServer(service.host, service.metrics_port, self._service.status)
+                self._service.metrics_port = self._metrics.port
             address = await self._server.start()
         except BaseException:
-            await self._link.close()
+            await self._close()
             raise
         self._watch = asyncio.create_task(self._state.watch(self._server.set_ready))
         self._watch.add_done_callback(self._watch_ended)
@@ -96,4 +101,9 @@ class GatewayServer:
         await self._server.set_ready(False)
         await self._service.drain(self._deployment.service.drain_timeout if grace_s is None else grace_s)
         await self._server.stop(1.0)
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._metrics is not None:
+            await self._metrics.stop()
         await self._link.close()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 
 import grpc
 import grpc.aio
@@ -18,6 +18,7 @@ from ...protos.v1 import generation_pb2_grpc, steps_pb2
 from ...version import __version__
 from .output import Output
 from .readiness import SchedulerState
+from .request_totals import RequestTotals
 from .requests import RequestInvalid, check_length, check_request, check_tokens
 from .scheduler_link import SchedulerLink
 from .submission import SchedulerAway, Submission
@@ -27,6 +28,8 @@ Context = grpc.aio.ServicerContext
 ActorsInfo = Callable[[], Sequence[pb.ActorInfo]]
 """The deployment's actors as they are now. May block; must not raise."""
 ACTORS_INFO_TIMEOUT_S = 5.0
+DEADLINE_SLACK_S = 0.05
+"""A client gives up at its deadline, which may be a little earlier than here."""
 SHUTTING_DOWN = "the service is shutting down: send the request again when it is back"
 
 
@@ -55,13 +58,18 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
+        self._requests = RequestTotals()
+        self.metrics_port = 0
+        """Where Prometheus metrics are served; 0: nowhere."""
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         scheduler = self._deployment.scheduler
         most = scheduler.max_running + scheduler.max_waiting
         if self._stopping:
+            self._requests.add(grpc.StatusCode.UNAVAILABLE)
             await context.abort(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN)
         if len(self._streams) >= most:
+            self._requests.add(grpc.StatusCode.RESOURCE_EXHAUSTED)
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"{most} requests are running or waiting, the most this deployment takes: try again later, "
@@ -71,21 +79,32 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         scope = asyncio.timeout(None)
         self._streams.add(scope)
         self._idle.clear()
+        end: pb.Statistics | grpc.StatusCode = grpc.StatusCode.UNKNOWN
         try:
             async with scope:
-                await self._generate(request, context)
+                end = await self._generate(request, context)
         except RequestInvalid as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            end = grpc.StatusCode.INVALID_ARGUMENT
+            await context.abort(end, str(error))
         except SchedulerAway as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            end = grpc.StatusCode.UNAVAILABLE
+            await context.abort(end, str(error))
         except grpc.aio.AioRpcError as error:
             # The scheduler refused the request: its words are meant for the client.
-            await context.abort(error.code(), error.details() or "the scheduler gave no reason")
+            end = error.code()
+            await context.abort(end, error.details() or "the scheduler gave no reason")
         except TimeoutError:
             if not scope.expired():
                 raise
-            await context.abort(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN)
+            end = grpc.StatusCode.UNAVAILABLE
+            await context.abort(end, SHUTTING_DOWN)
+        except asyncio.CancelledError:
+            remaining_s = context.time_remaining()
+            late = remaining_s is not None and remaining_s <= DEADLINE_SLACK_S
+            end = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            raise
         finally:
+            self._requests.add(end)
             self._streams.discard(scope)
             if not self._streams:
                 self._idle.set()
@@ -107,15 +126,26 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
         return pb.ModelsReply(models=[info])
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusReply:
-        reply = await self._state.refresh() or pb.StatusReply()
+        reply, _ = await self.status(None)
         if self._actors_info is not None and (actors := await self._actors()):
             del reply.actors[:]
             reply.actors.extend(actors)
+        return reply
+
+    async def status(self, limit_s: float | None) -> tuple[pb.StatusReply, bool]:
+        """Status but for the actors, and whether the scheduler answered; within `limit_s` seconds, if given."""
+        answer = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                answer = await self._state.refresh()
+        reply = pb.StatusReply() if answer is None else answer
         reply.version = __version__
         reply.deployment = self._deployment.name
         reply.ready = self._state.ready and not self._stopping
         reply.uptime_s = time.monotonic() - self._started
-        return reply
+        reply.requests.CopyFrom(self._requests.message())
+        reply.metrics_port = self.metrics_port
+        return reply, answer is not None
 
     async def _actors(self) -> Sequence[pb.ActorInfo]:
         """Empty when they cannot be asked in time."""
@@ -136,7 +166,8 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
                 scope.reschedule(asyncio.get_running_loop().time())
             await self._idle.wait()
 
-    async def _generate(self, request: pb.GenerateRequest, context: Context) -> None:
+    async def _generate(self, request: pb.GenerateRequest, context: Context) -> pb.Statistics:
+        """Its statistics, when all is sent."""
         check_request(request, self._model, bool(self._deployment.draft_kinds))
         # Long prompts take a while, and other streams must go on.
         prompt_ids = await asyncio.to_thread(self._codec.encode, request.prompt)
@@ -161,13 +192,15 @@ class GenerationService(generation_pb2_grpc.GenerationServicer):
             self._patience_s,
             device.emulated,
         )
-        output = Output(self._codec.stream(), request.stop)
-        async with aclosing(submission.events()) as events:
+        output, statistics = Output(self._codec.stream(), request.stop), pb.Statistics()
+        async with contextlib.aclosing(submission.events()) as events:
             async for event in events:
                 running = output.stop is None
                 await self._forward(event, output, context)
                 if running and output.stop is not None:
                     await submission.finish(output.tokens)
+                statistics = event.statistics
+        return statistics
 
     async def _device(self) -> steps_pb2.DeviceDescription:
         try:

@@ -59,7 +59,7 @@ class Spans(_message.Message):
     def __init__(self, spans: _Optional[_Iterable[_Union[_steps_pb2.Span, _Mapping]]] = ...) -> None: ...
 
 class Statistics(_message.Message):
-    __slots__ = ("finish_reason", "prompt_tokens", "tokens", "ttft_s", "tpot_s", "tokens_per_second", "steps", "proposed", "accepted", "uses", "hits", "bytes_moved", "transfer_s", "transfer_hidden_s", "plan_ms", "solver_statuses", "expert_calls", "fallback_experts", "emulated", "restarts", "drafts", "demand", "demand_predicted", "stop", "stop_token_id")
+    __slots__ = ("finish_reason", "prompt_tokens", "tokens", "ttft_s", "tpot_s", "tokens_per_second", "steps", "proposed", "accepted", "uses", "hits", "bytes_moved", "transfer_s", "transfer_hidden_s", "plan_ms", "solver_statuses", "expert_calls", "fallback_experts", "emulated", "restarts", "drafts", "demand", "demand_predicted", "stop", "stop_token_id", "solvers", "plan_gaps", "prefetch_recall", "prefetch_closed", "prediction_errors")
     class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         FINISH_REASON_UNSPECIFIED: _ClassVar[Statistics.FinishReason]
@@ -68,6 +68,13 @@ class Statistics(_message.Message):
     FINISH_REASON_UNSPECIFIED: Statistics.FinishReason
     STOP: Statistics.FinishReason
     LENGTH: Statistics.FinishReason
+    class PredictionErrorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +100,11 @@ class Statistics(_message.Message):
     DEMAND_PREDICTED_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    SOLVERS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_GAPS_FIELD_NUMBER: _ClassVar[int]
+    PREFETCH_RECALL_FIELD_NUMBER: _ClassVar[int]
+    PREFETCH_CLOSED_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ERRORS_FIELD_NUMBER: _ClassVar[int]
     finish_reason: Statistics.FinishReason
     prompt_tokens: int
     tokens: int
@@ -118,7 +130,12 @@ class Statistics(_message.Message):
     demand_predicted: int
     stop: str
     stop_token_id: int
-    def __init__(self, finish_reason: _Optional[_Union[Statistics.FinishReason, str]] = ..., prompt_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., steps: _Optional[int] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., plan_ms: _Optional[_Iterable[float]] = ..., solver_statuses: _Optional[_Iterable[str]] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., emulated: _Optional[bool] = ..., restarts: _Optional[int] = ..., drafts: _Optional[_Iterable[_Union[DraftStatistics, _Mapping]]] = ..., demand: _Optional[int] = ..., demand_predicted: _Optional[int] = ..., stop: _Optional[str] = ..., stop_token_id: _Optional[int] = ...) -> None: ...
+    solvers: _containers.RepeatedScalarFieldContainer[str]
+    plan_gaps: _containers.RepeatedScalarFieldContainer[float]
+    prefetch_recall: float
+    prefetch_closed: bool
+    prediction_errors: _containers.ScalarMap[str, float]
+    def __init__(self, finish_reason: _Optional[_Union[Statistics.FinishReason, str]] = ..., prompt_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., steps: _Optional[int] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., plan_ms: _Optional[_Iterable[float]] = ..., solver_statuses: _Optional[_Iterable[str]] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., emulated: _Optional[bool] = ..., restarts: _Optional[int] = ..., drafts: _Optional[_Iterable[_Union[DraftStatistics, _Mapping]]] = ..., demand: _Optional[int] = ..., demand_predicted: _Optional[int] = ..., stop: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., solvers: _Optional[_Iterable[str]] = ..., plan_gaps: _Optional[_Iterable[float]] = ..., prefetch_recall: _Optional[float] = ..., prefetch_closed: _Optional[bool] = ..., prediction_errors: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class DraftStatistics(_message.Message):
     __slots__ = ("kind", "steps", "proposed", "accepted")
@@ -159,7 +176,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "deployment", "ready", "actors", "device", "prefetcher", "running", "waiting", "plan_epoch", "uptime_s")
+    __slots__ = ("version", "deployment", "ready", "actors", "device", "prefetcher", "running", "waiting", "plan_epoch", "uptime_s", "planning", "speculation", "work", "requests", "metrics_port")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +187,11 @@ class StatusReply(_message.Message):
     WAITING_FIELD_NUMBER: _ClassVar[int]
     PLAN_EPOCH_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    PLANNING_FIELD_NUMBER: _ClassVar[int]
+    SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_PORT_FIELD_NUMBER: _ClassVar[int]
     version: str
     deployment: str
     ready: bool
@@ -180,7 +202,182 @@ class StatusReply(_message.Message):
     waiting: int
     plan_epoch: int
     uptime_s: float
-    def __init__(self, version: _Optional[str] = ..., deployment: _Optional[str] = ..., ready: _Optional[bool] = ..., actors: _Optional[_Iterable[_Union[ActorInfo, _Mapping]]] = ..., device: _Optional[_Union[_steps_pb2.DeviceDescription, _Mapping]] = ..., prefetcher: _Optional[_Union[_steps_pb2.PrefetcherDescription, _Mapping]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., plan_epoch: _Optional[int] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+    planning: PlanningStatus
+    speculation: SpeculationStatus
+    work: WorkTotals
+    requests: RequestTotals
+    metrics_port: int
+    def __init__(self, version: _Optional[str] = ..., deployment: _Optional[str] = ..., ready: _Optional[bool] = ..., actors: _Optional[_Iterable[_Union[ActorInfo, _Mapping]]] = ..., device: _Optional[_Union[_steps_pb2.DeviceDescription, _Mapping]] = ..., prefetcher: _Optional[_Union[_steps_pb2.PrefetcherDescription, _Mapping]] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., plan_epoch: _Optional[int] = ..., uptime_s: _Optional[float] = ..., planning: _Optional[_Union[PlanningStatus, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationStatus, _Mapping]] = ..., work: _Optional[_Union[WorkTotals, _Mapping]] = ..., requests: _Optional[_Union[RequestTotals, _Mapping]] = ..., metrics_port: _Optional[int] = ...) -> None: ...
+
+class Histogram(_message.Message):
+    __slots__ = ("bounds", "counts", "sum")
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    bounds: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    sum: float
+    def __init__(self, bounds: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ..., sum: _Optional[float] = ...) -> None: ...
+
+class PlanningStatus(_message.Message):
+    __slots__ = ("estimator", "plans", "last", "plan_s", "duty", "undelivered", "prefetch_open", "prefetch_recall", "prediction_errors")
+    class PredictionErrorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    PLAN_S_FIELD_NUMBER: _ClassVar[int]
+    DUTY_FIELD_NUMBER: _ClassVar[int]
+    UNDELIVERED_FIELD_NUMBER: _ClassVar[int]
+    PREFETCH_OPEN_FIELD_NUMBER: _ClassVar[int]
+    PREFETCH_RECALL_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    estimator: str
+    plans: _containers.RepeatedCompositeFieldContainer[PlanCount]
+    last: PlanInfo
+    plan_s: Histogram
+    duty: float
+    undelivered: int
+    prefetch_open: bool
+    prefetch_recall: float
+    prediction_errors: _containers.ScalarMap[str, float]
+    def __init__(self, estimator: _Optional[str] = ..., plans: _Optional[_Iterable[_Union[PlanCount, _Mapping]]] = ..., last: _Optional[_Union[PlanInfo, _Mapping]] = ..., plan_s: _Optional[_Union[Histogram, _Mapping]] = ..., duty: _Optional[float] = ..., undelivered: _Optional[int] = ..., prefetch_open: _Optional[bool] = ..., prefetch_recall: _Optional[float] = ..., prediction_errors: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class PlanCount(_message.Message):
+    __slots__ = ("solver", "status", "plans")
+    SOLVER_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    PLANS_FIELD_NUMBER: _ClassVar[int]
+    solver: str
+    status: str
+    plans: int
+    def __init__(self, solver: _Optional[str] = ..., status: _Optional[str] = ..., plans: _Optional[int] = ...) -> None: ...
+
+class PlanInfo(_message.Message):
+    __slots__ = ("epoch", "solver", "status", "gap", "seconds", "drift", "hot", "transfers_wanted", "transfers_allowed", "link_budget_bytes")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SOLVER_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    GAP_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_FIELD_NUMBER: _ClassVar[int]
+    HOT_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_WANTED_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    LINK_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    solver: str
+    status: str
+    gap: float
+    seconds: float
+    drift: float
+    hot: int
+    transfers_wanted: int
+    transfers_allowed: int
+    link_budget_bytes: int
+    def __init__(self, epoch: _Optional[int] = ..., solver: _Optional[str] = ..., status: _Optional[str] = ..., gap: _Optional[float] = ..., seconds: _Optional[float] = ..., drift: _Optional[float] = ..., hot: _Optional[int] = ..., transfers_wanted: _Optional[int] = ..., transfers_allowed: _Optional[int] = ..., link_budget_bytes: _Optional[int] = ...) -> None: ...
+
+class SpeculationStatus(_message.Message):
+    __slots__ = ("kinds", "steps", "decisions", "drafts", "exploration_loss", "predicted_rate", "predicted_unassisted_rate")
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    EXPLORATION_LOSS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_RATE_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_UNASSISTED_RATE_FIELD_NUMBER: _ClassVar[int]
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    steps: _containers.RepeatedCompositeFieldContainer[DraftedSteps]
+    decisions: _containers.RepeatedCompositeFieldContainer[DecisionTotals]
+    drafts: _containers.RepeatedCompositeFieldContainer[DraftStatistics]
+    exploration_loss: float
+    predicted_rate: float
+    predicted_unassisted_rate: float
+    def __init__(self, kinds: _Optional[_Iterable[str]] = ..., steps: _Optional[_Iterable[_Union[DraftedSteps, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[DecisionTotals, _Mapping]]] = ..., drafts: _Optional[_Iterable[_Union[DraftStatistics, _Mapping]]] = ..., exploration_loss: _Optional[float] = ..., predicted_rate: _Optional[float] = ..., predicted_unassisted_rate: _Optional[float] = ...) -> None: ...
+
+class DraftedSteps(_message.Message):
+    __slots__ = ("kind", "gamma", "steps")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    gamma: int
+    steps: int
+    def __init__(self, kind: _Optional[str] = ..., gamma: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class DecisionTotals(_message.Message):
+    __slots__ = ("reason", "steps", "seconds", "tokens", "promised_tokens")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    steps: int
+    seconds: float
+    tokens: int
+    promised_tokens: float
+    def __init__(self, reason: _Optional[str] = ..., steps: _Optional[int] = ..., seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., promised_tokens: _Optional[float] = ...) -> None: ...
+
+class WorkTotals(_message.Message):
+    __slots__ = ("tokens", "prefill_tokens", "steps", "accepted", "decode_s", "prefill_s", "draft_s", "expert_wait_s", "uses", "hits", "transfers", "bytes_moved", "transfer_s", "transfer_hidden_s", "expert_calls", "fallback_experts", "restarts")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_S_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_HIDDEN_S_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_CALLS_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    prefill_tokens: int
+    steps: int
+    accepted: int
+    decode_s: float
+    prefill_s: float
+    draft_s: float
+    expert_wait_s: float
+    uses: int
+    hits: int
+    transfers: int
+    bytes_moved: int
+    transfer_s: float
+    transfer_hidden_s: float
+    expert_calls: int
+    fallback_experts: int
+    restarts: int
+    def __init__(self, tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., steps: _Optional[int] = ..., accepted: _Optional[int] = ..., decode_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., draft_s: _Optional[float] = ..., expert_wait_s: _Optional[float] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., transfers: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., restarts: _Optional[int] = ...) -> None: ...
+
+class RequestTotals(_message.Message):
+    __slots__ = ("outcomes", "ttft_s", "tpot_s")
+    class OutcomesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    TPOT_S_FIELD_NUMBER: _ClassVar[int]
+    outcomes: _containers.ScalarMap[str, int]
+    ttft_s: Histogram
+    tpot_s: Histogram
+    def __init__(self, outcomes: _Optional[_Mapping[str, int]] = ..., ttft_s: _Optional[_Union[Histogram, _Mapping]] = ..., tpot_s: _Optional[_Union[Histogram, _Mapping]] = ...) -> None: ...
 
 class ActorInfo(_message.Message):
     __slots__ = ("name", "kind", "pid", "node", "address", "version", "ready")

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from scraping import scrape
 from services import PROMPTS, bundled_deployment
 
 from moespac import AsyncClient, Client
@@ -23,7 +24,9 @@ TOKENS = 48
 def service(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
-        with Service(bundled_deployment("test-service", max_waiting=1, max_running=3)) as running:
+        deployment = bundled_deployment("test-service", max_waiting=1, max_running=3)
+        measured = deployment.service.model_copy(update={"metrics_port": 0})
+        with Service(deployment.model_copy(update={"service": measured})) as running:
             yield running
 
 
@@ -84,6 +87,35 @@ def test_plans_move_experts(client):
         if total and {"OPTIMAL", "FEASIBLE"} & set(generation.statistics.solver_statuses):
             return
     pytest.fail(f"{total} bytes moved, solver statuses {generation.statistics.solver_statuses}")
+
+
+def test_what_was_decided_is_in_the_status_and_in_the_metrics(service, client):
+    before = client.status()
+    generation = client.generate(PROMPTS[6], max_tokens=96, ignore_eos=True)
+    list(generation)
+    done, status = generation.statistics, client.status()
+    work, speculation, planning = status.work, status.speculation, status.planning
+    assert (work.tokens - before.work.tokens, work.steps - before.work.steps) == (96, done.steps)
+    assert work.prefill_tokens - before.work.prefill_tokens == done.prompt_tokens
+    assert (work.uses - before.work.uses, work.hits - before.work.hits) == (done.uses, done.hits)
+    assert work.decode_s > work.draft_s > 0 and work.expert_calls > 0
+    assert sum(entry.steps for entry in speculation.steps) == work.steps
+    assert {total.reason for total in speculation.decisions} <= {"best", "explore", "fixed"}
+    assert sum(sum(draft.accepted) for draft in speculation.drafts) == work.accepted
+    assert speculation.predicted_rate >= speculation.predicted_unassisted_rate > 0
+    assert planning.estimator == "best" and planning.last.solver == "thresholds"
+    assert sum(planning.plan_s.counts) == sum(entry.plans for entry in planning.plans) > 0
+    assert {"gpu-0", "cpu-0"} <= set(planning.prediction_errors) == set(done.prediction_errors)
+    assert len(done.plan_ms) == len(done.plan_gaps) == len(done.solvers)
+    assert status.requests.outcomes["length"] == before.requests.outcomes["length"] + 1
+    metrics = scrape(service.metrics_url())
+    assert metrics["moespac_up"] == metrics["moespac_ready"] == 1
+    assert metrics["moespac_tokens_total"] == work.tokens and metrics["moespac_expert_hits_total"] == work.hits
+    assert metrics['moespac_requests_total{outcome="length"}'] == status.requests.outcomes["length"]
+    assert metrics["moespac_ttft_seconds_count"] > 0 and metrics["moespac_plan_seconds_count"] > 0
+    assert sum(v for name, v in metrics.items() if name.startswith("moespac_steps_total{")) == work.steps
+    assert metrics['moespac_cost_prediction_error{actor="cpu-0"}'] > 0
+    assert 0 < metrics["moespac_resident_experts"] <= metrics["moespac_expert_slots"] == 64
 
 
 def test_a_seed_gives_the_same_text_for_every_gamma(client):

@@ -26,7 +26,9 @@ TEXT = "the expert, été: 東京 🙂 naïve" * 2
 """What the scripted schedulers' tokens say."""
 
 
-def deployment(target: Path, port: int = 0, host: str = "127.0.0.1", **scheduler) -> Deployment:
+def deployment(
+    target: Path, port: int = 0, host: str = "127.0.0.1", metrics_port: int | None = None, **scheduler
+) -> Deployment:
     return Deployment(
         name="test",
         model=ModelConfig(target=target),
@@ -34,7 +36,7 @@ def deployment(target: Path, port: int = 0, host: str = "127.0.0.1", **scheduler
         prefetcher=PrefetcherConfig(host_memory=1 << 20),
         draft=DraftConfig(kinds=()),
         scheduler=SchedulerConfig(**scheduler),
-        service=ServiceConfig(host=host, port=port),
+        service=ServiceConfig(host=host, port=port, metrics_port=metrics_port),
     )
 
 

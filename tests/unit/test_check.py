@@ -153,10 +153,13 @@ def test_the_remedy_for_a_budget_is_enough(folder):
     assert check(changed(folder, "kv_memory: 1KiB", f"kv_memory: {enough}")).ok
 
 
-def test_port_in_use(folder):
+@pytest.mark.parametrize(("field", "line"), [("port", 17), ("metrics_port", 18)])
+def test_port_in_use(folder, field, line):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        problem = only_problem(changed(folder, "port: 0", f"port: {server.getsockname()[1]}"))
-    assert (problem.key, problem.line) == ("service.port", 17)
+        port = server.getsockname()[1]
+        written = f"port: {port}" if field == "port" else f"port: 0\n  metrics_port: {port}"
+        problem = only_problem(changed(folder, "port: 0", written))
+    assert (problem.key, problem.value, problem.line) == (f"service.{field}", str(port), line)
     assert "in use" in problem.problem and "another port" in problem.remedy
 
 

@@ -94,6 +94,9 @@ MISTAKES = {
         "  replan_every: four", "  replan_every: 4", 16, "scheduler.replan_every", "'four'", "a whole number",
         "Steps after"),
     "port too high": ("  port: 65536", "  port: 50051", 18, "service.port", "65536", "at most 65535", "TCP port"),
+    "metrics port taken": (
+        "  port: 50051\n  metrics_port: 50051", "  port: 50051", 19, "service.metrics_port", "50051",
+        "is service.port too", "choose another"),
     "port negative": ("  port: -1", "  port: 50051", 18, "service.port", "-1", "at least 0", "TCP port"),
     "torch device": (
         "    torch_device: cuda", "    torch_device: cpu", 8, "devices[0].torch_device", "'cuda'", "torch device",

@@ -76,16 +76,32 @@ async def outcome(request: Request) -> tuple[list[int], pb.Statistics | Failure]
                 return tokens, event.statistics
 
 
+def status_of(loop: StepLoop) -> pb.StatusReply:
+    status = pb.StatusReply()
+    loop.report(status)
+    return status
+
+
 def test_requests_take_turns_and_end_with_statistics(device):
     async def run():
         async with running(device) as loop:
             ends = await asyncio.gather(outcome(submitted(loop, "a")), outcome(submitted(loop, "b")))
             async with asyncio.timeout(5):
-                while not {"a", "b"} <= set(device.closed):
+                while not ({"a", "b"} <= set(device.closed) and status_of(loop).planning.HasField("last")):
                     await asyncio.sleep(0.01)
+            status = status_of(loop)
         for tokens, statistics in ends:
             assert tokens == [11, 12, 13, 14, 15, 16]
             assert (statistics.tokens, statistics.steps, statistics.restarts) == (6, 3, 0)
+        assert status.work.tokens == 12 and status.work.steps == 6 and status.work.decode_s > 0
+        assert (status.work.uses, status.work.hits) == (24, 12)
+        steps = [(entry.kind, entry.gamma, entry.steps) for entry in status.speculation.steps]
+        assert steps == [("model", 1, 2), ("model", 3, 2), ("model", 4, 2)], "never more than is still wanted"
+        (choices,) = status.speculation.decisions
+        assert (choices.reason, choices.tokens) == ("fixed", 12) and choices.promised_tokens > 0
+        assert (status.planning.estimator, status.planning.prefetch_open) == ("as_described", True)
+        assert status.planning.last.solver == "thresholds" and status.planning.last.hot <= 2
+        assert 0 < sum(plans.plans for plans in status.planning.plans) == status.planning.last.epoch
         turns = [name for name, _ in device.steps if name in "ab"]
         assert turns in (["a", "b"] * 3, ["b", "a"] * 3)
         assert {request.scheduler for request in device.opened} == {INCARNATION}

@@ -78,7 +78,7 @@ def test_statistics():
         link.add(timings)
     tally.add_tokens(4, 11.5)
     tally.add_tokens(4, 12.5)
-    tally.add_plan(2.0, "OPTIMAL")
+    tally.plans += [pb.PlanInfo(solver="thresholds", status="OPTIMAL", gap=0.25, seconds=0.002)]
     statistics = tally.statistics(pb.Statistics.LENGTH, 3, 13.0, link, emulated=True)
     assert (statistics.proposed, statistics.accepted, statistics.steps) == (8, 6, 2)
     assert (statistics.uses, statistics.hits) == (8, 6), "the prompt's pass is not part of the hit rate"
@@ -87,7 +87,8 @@ def test_statistics():
     assert statistics.tpot_s == pytest.approx(2.0 / 8)
     assert statistics.tokens_per_second == pytest.approx(9 / 3.0)
     assert statistics.bytes_moved == 200 and statistics.transfer_hidden_s == pytest.approx(0.2)
-    assert list(statistics.solver_statuses) == ["OPTIMAL"]
+    assert list(statistics.solver_statuses) == ["OPTIMAL"] and list(statistics.solvers) == ["thresholds"]
+    assert list(statistics.plan_ms) == [2.0] and list(statistics.plan_gaps) == [0.25]
 
 
 def test_transfers_before_a_request_are_not_its_own():
