@@ -65,7 +65,7 @@ def generation_table(statistics: GenerationStatistics) -> Table:
         worst = f"largest {percent(max(s.plan_gaps))}; solver {_counted(s.solvers)}"
         table.add_row("plan gap", percent(sum(s.plan_gaps) / len(s.plan_gaps)), f"mean; {worst}")
     if s.prefetch_recall is not None:
-        closed = "; too few: plans make no more but for probes" if s.prefetch_closed else ""
+        closed = "; too few: only probes are made now" if s.prefetch_closed else ""
         table.add_row("prefetch recall", percent(s.prefetch_recall), f"of recent transfers used in time{closed}")
     if s.prediction_errors:
         errors = ", ".join(f"{actor} {percent(error)}" for actor, error in sorted(s.prediction_errors.items()))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from scraping import scrape
 from services import PROMPTS, QUICKSTART, process_tree
 
 from moespac import Client
@@ -94,7 +95,8 @@ def folder() -> Iterator[Path]:
 
 
 def test_generate_status_stop(folder):
-    serving = Serving(folder, deployment(folder, "cli-stop"))
+    with_metrics = {"drain_timeout: 30s": "metrics_port: 0\n  drain_timeout: 30s"}
+    serving = Serving(folder, deployment(folder, "cli-stop", **with_metrics))
     server = serving.address()
     shared_before = set(os.listdir("/dev/shm"))
     listening = {
@@ -109,7 +111,9 @@ def test_generate_status_stop(folder):
     assert made.returncode == 0 and made.stdout.strip(), made.stderr
     assert "acceptance rate" in made.stderr and trace.stat().st_size > 1000
     status = serving.run("status", "--server", server)
-    assert status.returncode == 0 and "gpu-0" in status.stdout
+    assert status.returncode == 0 and "gpu-0" in status.stdout and "steps by draft" in status.stdout
+    metrics = scrape(re.search(r"metrics at (http://127\.0\.0\.1:\d+/metrics)", serving.log.read_text())[1])
+    assert metrics["moespac_tokens_total"] == 16
     second = Serving(folder, folder / "deployment.yaml")
     assert second.process.wait(START_S) == 1
     assert "moespac stop cli-stop" in second.log.read_text(), "a second one of the same name is refused with a remedy"

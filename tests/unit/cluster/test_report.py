@@ -32,6 +32,11 @@ FULL = pb.Statistics(
     transfer_hidden_s=0.4,
     plan_ms=[float(n) for n in range(1, 101)],
     solver_statuses=["OPTIMAL"] * 60 + ["FEASIBLE"] * 39 + ["GREEDY"],
+    solvers=["thresholds"] * 100,
+    plan_gaps=[0.0] * 99 + [0.5],
+    prefetch_recall=0.125,
+    prefetch_closed=True,
+    prediction_errors={"link": 0.05, "cpu-0": 0.25},
     expert_calls=321,
     fallback_experts=2,
     emulated=True,
@@ -61,6 +66,7 @@ def test_ratios_of_nothing_are_none():
     assert (s.acceptance_rate, s.tokens_per_step, s.hit_rate, s.transfer_hidden_share) == (None,) * 4
     assert (s.plan_ms_p50, s.plan_ms_p99) == (None, None)
     text = rendered(generation_table(s))
+    assert s.prefetch_recall is None and not s.prediction_errors and "recall" not in text and "gap" not in text
     assert "no plan was made" in text and "nan" not in text and "restarts" not in text
 
 
@@ -78,6 +84,9 @@ def test_table_has_every_figure():
         ("bytes moved", "1.5 MiB", "emulated link"),
         ("transfer time hidden", "80.0 %", "400.0 ms of 500.0 ms"),
         ("plan time p50 / p99", "50.5 / 99.0 ms", "39 FEASIBLE, 1 GREEDY, 60 OPTIMAL"),
+        ("plan gap", "0.5 %", "largest 50.0 %", "100 thresholds"),
+        ("prefetch recall", "12.5 %", "only probes"),
+        ("prediction error", "cpu-0 25.0 %, link 5.0 %"),
         ("expert calls", "321", "2 experts fell back"),
         ("restarts", "1"),
     ):
