@@ -30,7 +30,7 @@ class MetricsServer:
         registry = CollectorRegistry()
         registry.register(_Scrape(ask, asyncio.get_running_loop()))
         try:
-            self._server, self._thread = start_http_server(port, host.strip("[]"), registry)
+            self._server, _ = start_http_server(port, host.strip("[]"), registry)
         except OSError as error:  # somebody was faster than this process
             raise PortInUse(host, port, "metrics_port") from error
         self.port: int = self._server.server_port
