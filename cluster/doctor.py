@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..actors.hardware import cpu_model
 from ..configs.units import show_size
 from ..version import __version__
 from . import machine, measure
@@ -89,7 +90,7 @@ def diagnose() -> Diagnosis:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu={
-            "model": machine.cpu_model(),
+            "model": cpu_model(),
             "isa": machine.isa(),
             "cores": machine.logical_cores(),
             "usable_cores": machine.usable_cores(),

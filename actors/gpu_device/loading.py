@@ -17,6 +17,8 @@ from ...errors import UserError
 from ...kernels.choose import choose_kernel
 from ...kernels.layout import FLOAT_FORMATS
 from ..core import ModelShape
+from ..cost_conditions import conditions, endpoints_of
+from ..cost_file import CostFile
 from ..policy.cost import CostModel
 from ..prefetcher.arena import ArenaElsewhere, ArenaError
 from ..prefetcher.checkpoint import open_checkpoint
@@ -104,7 +106,10 @@ def load_device(
         undo.callback(source.close)
         slots = ExpertSlots(shape, config.expert_memory, device, _link(config, device, source, shape))
         undo.callback(slots.close)
-        calls = Workers(ExpertCaller(peers, store.fingerprint), workers, CostModel(shape.expert_bytes, config.name))
+        costs = CostModel(shape.expert_bytes, config.name)
+        endpoints = endpoints_of((config.name, prefetcher, *workers), peers.endpoint)
+        costs.take_up(CostFile(store_path).load(conditions(deployment, store.fingerprint, endpoints, prefetcher)))
+        calls = Workers(ExpertCaller(peers, store.fingerprint), workers, costs)
         choice = choose_kernel(store.layout, dtype, device, slots.memory)
         spare = choice if device.type == "cpu" else choose_kernel(store.layout, dtype, device)
         log.info("expert kernel", actor=config.name, kernel=choice.kernel.name, reason=choice.reason)
