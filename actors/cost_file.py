@@ -47,6 +47,10 @@ class Saved(_Section):
     """When it was written."""
     actors: dict[str, Measured]
 
+    def samples(self, actor: str) -> list[CostSample]:
+        """Of one that is in `actors`."""
+        return [CostSample(actor, *sample) for sample in self.actors[actor].samples]
+
 
 class CostFileUnreadable(ValueError):
     """The file is damaged, or of another version; the message says where."""
@@ -75,6 +79,16 @@ class CostFile:
             at = ".".join(map(str, first["loc"]))
             raise CostFileUnreadable(f"{self.path}: {at + ': ' if at else ''}{first['msg']}") from error
 
+    def described(self) -> tuple[str, str]:
+        """For people: of when it is, and of which actors, or why there is none."""
+        try:
+            saved = self.read()
+        except CostFileUnreadable as error:
+            return "not readable", str(error)
+        if saved is None:
+            return "none", "the first start begins with usual ones; or run `moespac profile` before"
+        return f"of {saved.saved:%Y-%m-%d %H:%M} UTC", ", ".join(sorted(saved.actors))
+
     def load(self, conditions: Conditions) -> list[CostSample]:
         """Samples of the actors whose `conditions` are those they were measured under; the log says which are not."""
         try:
@@ -93,7 +107,7 @@ class CostFile:
                 changed = _differences(measured.conditions, here)
                 log.warning("measured costs are of something else", actor=actor, **changed)
                 continue
-            samples += [CostSample(actor, *sample) for sample in measured.samples]
+            samples += saved.samples(actor)
         log.info("costs start from measured ones", path=str(self.path), actors=sorted({s.actor for s in samples}))
         return samples
 
