@@ -144,7 +144,7 @@ class CostModel:
         """The fitted cost of each worker, in the order given.
 
         With `trials`, one that is due for a trial is given the cost of the fastest. A trial is due to a worker of few
-        samples, and to one last asked so long ago that its usual call takes a small share of what workers took since.
+        samples, and to one whose last call was so long ago that it took a small share of what workers have taken since.
         """
         fits = [self._fit(name) for name in workers]
         costs = []
@@ -155,7 +155,7 @@ class CostModel:
             fastest = min(costs, key=lambda cost: cost.call_s + cost.expert_s + cost.pair_s)
             for at, fit in enumerate(fits):
                 idle_s = self._workers_s - fit.asked_at_s
-                if fit.samples < FEW or TRIAL_SHARE * idle_s > fit.usual_s:
+                if fit.samples < FEW or TRIAL_SHARE * idle_s > fit.last_s:
                     costs[at] = replace(fastest, name=workers[at])
         return costs
 
@@ -201,8 +201,8 @@ class _ActorFit:
         self.coefficients = prior
         self.wait_s = 0.0
         """Mean wait for weights, an expert."""
-        self.usual_s = 0.0
-        """Median of what its recent calls took."""
+        self.last_s = 0.0
+        """What its last sample took."""
         self.asked_at_s = 0.0
         """What all workers together had taken at its last sample."""
 
@@ -215,7 +215,7 @@ class _ActorFit:
         self._errors[at] = abs(features @ self.coefficients - seconds) / seconds
         self.samples += 1
         self._unfitted += 1
-        self.asked_at_s = workers_s
+        self.asked_at_s, self.last_s = workers_s, seconds
         if self.samples <= FITTED_AT_ONCE or self._unfitted >= REFIT_EVERY:
             self.refit()
 
@@ -224,7 +224,6 @@ class _ActorFit:
         n = min(self.samples, RING)
         self.coefficients = fit_coefficients(self._features[:n], self._seconds[:n], self._prior)
         self.wait_s = float(self._waited[:n].sum() / self._features[:n, 1].sum())
-        self.usual_s = float(np.median(self._seconds[:n]))
         self._unfitted = 0
 
     def recent(self, actor: str) -> list[CostSample]:
