@@ -106,9 +106,7 @@ def load_device(
         undo.callback(source.close)
         slots = ExpertSlots(shape, config.expert_memory, device, _link(config, device, source, shape))
         undo.callback(slots.close)
-        costs = CostModel(shape.expert_bytes, config.name)
-        endpoints = endpoints_of((config.name, prefetcher, *workers), peers.endpoint)
-        costs.take_up(CostFile(store_path).load(conditions(deployment, store.fingerprint, endpoints, prefetcher)))
+        costs = known_costs(deployment, store, peers, prefetcher)
         calls = Workers(ExpertCaller(peers, store.fingerprint), workers, costs)
         choice = choose_kernel(store.layout, dtype, device, slots.memory)
         spare = choice if device.type == "cpu" else choose_kernel(store.layout, dtype, device)
@@ -117,6 +115,15 @@ def load_device(
         decoder = Decoder(target, _drafts(deployment, target, draft, executor), executor)
         sessions = Sessions(decoder, KvBudget(config.kv_memory, kv_bytes))
         return Device(config, shape, store.fingerprint, target, source, slots, sessions, decoder, undo.pop_all().close)
+
+
+def known_costs(deployment: Deployment, store: ExpertStore, peers: Peers, prefetcher: str) -> CostModel:
+    """A cost model that begins with what was measured before, as far as that was measured of the same."""
+    names = (prefetcher, *(device.name for device in deployment.devices))
+    here = conditions(deployment, store.fingerprint, endpoints_of(names, peers.endpoint), prefetcher)
+    costs = CostModel(store.shape.expert_bytes, deployment.gpu.name)
+    costs.take_up(CostFile(store.path).load(here))
+    return costs
 
 
 def _drafts(

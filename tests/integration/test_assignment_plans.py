@@ -73,6 +73,8 @@ def check_plans(statistics: list, spans: list) -> list:
     return plans
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_workers_share_by_what_was_measured_before(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
