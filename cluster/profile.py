@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import grpc
 import numpy as np
 from rich.console import Console
 from tokenizers import Tokenizer
@@ -44,7 +45,7 @@ DISK = "disk"
 PROMPT_TOKENS = (2, 4, 8, 16, 32, 64)
 GAMMAS = (0, 1, 3, 8)
 ROUNDS = 2
-"""Of every prompt length with every γ: together more passes than a cost model remembers."""
+"""Of every prompt length with every γ: they give more samples than a cost model keeps."""
 MAX_TOKENS = 4
 TRANSFERS = 64
 READS = 24
@@ -134,7 +135,10 @@ def _transfers(address: str, shape: ModelShape, device: steps_pb2.DeviceDescript
         for at, key in enumerate(absent[:TRANSFERS]):
             reference = steps_pb2.ExpertRef(layer=key.layer, expert=key.expert)
             request = steps_pb2.FillRequest(expert=reference, plan_epoch=ABOVE_ALL, utility=ABOVE_ALL + at)
-            reply = stub.Fill(request, timeout=FILL_TIMEOUT_S)
+            try:
+                reply = stub.Fill(request, timeout=FILL_TIMEOUT_S)
+            except grpc.RpcError as error:
+                raise ProfileFailed(f"{device.name}: no transfer of {key}: {error.details()}: see its log") from error
             if reply.outcome == steps_pb2.FillReply.FILLED:
                 yield CostSample(LINK, 1, 0, reply.seconds)
 
@@ -147,7 +151,8 @@ def _rows(file: CostFile, seen: _Seen, started: datetime) -> list[CostRow]:
         raise ProfileFailed(str(error)) from error
     if saved is None or saved.saved < started:
         raise ProfileFailed(f"{file.path} was not written: is its folder writable, and the disk not full?")
-    measured = [actor for actor in seen.conditions if actor in saved.actors]
+    here = seen.conditions
+    measured = [actor for actor in here if actor in saved.actors and saved.actors[actor].conditions == here[actor]]
     model = CostModel(seen.shape.expert_bytes, seen.device)
     model.take_up(sample for actor in measured for sample in saved.samples(actor))
     return [cost_row(model, actor, len(saved.actors[actor].samples), seen.shape) for actor in measured]
@@ -160,7 +165,6 @@ def _disk(store_path: Path, readers: int, shape: ModelShape) -> list[CostRow]:
     experts = shape.keys()
     model = CostModel(shape.expert_bytes, DISK, device_prior=LINK_PRIOR)
     buffers = [aligned_buffer(store.manifest.stride) for _ in range(readers)]
-
     try:
         with ThreadPoolExecutor(readers) as pool:
             for at in range(READS):
