@@ -14,7 +14,7 @@ from moespac.cluster.reference import greedy_reference
 from moespac.cluster.serve import Service, with_port
 from moespac.configs import load_deployment
 
-TOKENS = 32
+TOKENS = 96
 
 
 @pytest.fixture(scope="module")
