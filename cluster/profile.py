@@ -83,7 +83,7 @@ def run_profile(config: Path, as_json: bool) -> None:
         service.stop(0.0)
     file = CostFile(service.store)
     file.save(seen.conditions, seen.transfers)
-    rows = [*_rows(file, seen, started), *_disk(service.store, deployment.prefetcher.readers, seen.shape)]
+    rows = [*_rows(file, seen, started), *disk_costs(service.store, deployment.prefetcher.readers, seen.shape)]
     console.print(cost_table(rows, seen.shape))
     console.print(f"kept in {file.path}: the next start of this deployment begins with it", soft_wrap=True)
     if as_json:
@@ -158,7 +158,7 @@ def _rows(file: CostFile, seen: _Seen, started: datetime) -> list[CostRow]:
     return [cost_row(model, actor, len(saved.actors[actor].samples), seen.shape) for actor in measured]
 
 
-def _disk(store_path: Path, readers: int, shape: ModelShape) -> list[CostRow]:
+def disk_costs(store_path: Path, readers: int, shape: ModelShape) -> list[CostRow]:
     """Reading experts as the prefetcher does: several at once, past the page cache where the file system allows."""
     store = ExpertStore.open(store_path)
     chosen = np.random.default_rng(1)

@@ -103,5 +103,5 @@ def test_tokens_are_the_references_whatever_is_planned(tmp_path, monkeypatch, wo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = deployment(workers)
     with Service(made) as running:
-        statistics, spans = ask(running.server, made, PROMPTS[:12], (None, 0, 4, 8))
-    assert len(check_plans(statistics, spans)) >= 6
+        statistics, spans = ask(running.server, made, PROMPTS[:4], (None, 0, 4, 8))
+    assert len(check_plans(statistics, spans)) >= 3
