@@ -90,6 +90,8 @@ class CostSample:
     experts: int
     pairs: int
     seconds: float
+    waited_s: float = 0.0
+    """Beyond `seconds`: for weights that were not in host memory."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import structlog
 
 from ..errors import UserError
+from .hardware import host_hardware
 from .ray_context import listen_host, node_id
 from .transport.endpoint import Endpoint, Resolve
 from .transport.peers import Peers
@@ -34,9 +35,13 @@ class LoadingActor(ABC):
         self._stopping = threading.Event()
 
     def _open(self) -> None:
-        self._endpoint = Endpoint(self._name, self.kind, self._server.start(), node_id())
+        self._endpoint = Endpoint(self._name, self.kind, self._server.start(), node_id(), self._hardware())
         self._starter = threading.Thread(target=self._start, name=f"{self._name}-start", daemon=True)
         self._starter.start()
+
+    def _hardware(self) -> str:
+        """What it computes on."""
+        return host_hardware()
 
     def endpoint(self) -> Endpoint:
         """Where it listens, from the first moment on; calls that need what is being loaded are refused until then."""

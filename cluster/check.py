@@ -139,6 +139,7 @@ def _check_ports(deployment: Deployment) -> list[Problem]:
 
 
 def _uses(deployment: Deployment, name: str, shape, trunk: int, kv: int) -> Iterator[tuple[str, str, str]]:
+    from ..actors.cost_file import CostFile
     from ..actors.prefetcher.convert import store_path_for
 
     gpu, model = deployment.gpu, deployment.model
@@ -157,6 +158,7 @@ def _uses(deployment: Deployment, name: str, shape, trunk: int, kv: int) -> Iter
         f"{show_size(shape.expert_bytes)} each, {model.expert_format}",
     )
     yield "expert store", str(store), "converted already" if store.exists() else "to be converted at the first start"
+    yield "measured costs", *CostFile(store).described()
     yield f"{gpu.name}: trunk", show_size(trunk), f"on {gpu.torch_device} in {model.compute_dtype}"
     yield f"{gpu.name}: slots", show_size(gpu.expert_memory), share(gpu.expert_memory, slot_bytes(shape))
     yield f"{gpu.name}: KV caches", show_size(gpu.kv_memory), f"{gpu.kv_memory // kv:,} tokens of {show_size(kv)}"

@@ -126,6 +126,17 @@ def serve(
 
 
 @app.command()
+def profile(
+    config: Annotated[Path, typer.Argument(help="Deployment file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
+) -> None:
+    """Measure what experts, calls and transfers of a deployment cost here, for its next start to begin with."""
+    from .profile import run_profile
+
+    run_profile(config, as_json)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
     server: Server = DEFAULT_SERVER,

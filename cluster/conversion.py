@@ -38,7 +38,7 @@ def run_convert(
     if text is not None:
         from .quality import quality_report, report_table
 
-        with measuring_bar(checkpoint.name) as progress:
+        with measuring_bar(checkpoint.name, "tokens") as progress:
             report = quality_report(checkpoint, store, text, progress)
         console.print(report_table(report))
     console.print(Text(f"expert store: {store}"), soft_wrap=True)

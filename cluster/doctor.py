@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..actors.hardware import cpu_model
 from ..configs.units import show_size
 from ..version import __version__
 from . import machine, measure
@@ -89,7 +90,7 @@ def diagnose() -> Diagnosis:
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu={
-            "model": machine.cpu_model(),
+            "model": cpu_model(),
             "isa": machine.isa(),
             "cores": machine.logical_cores(),
             "usable_cores": machine.usable_cores(),
@@ -199,7 +200,19 @@ def _uses(gpus: list[dict], cores: int) -> list[Use]:
         link,
         Use("between processes", "gRPC; weights in shared memory", "one memfd, mapped read-only by workers"),
         Use("expert store", str(cache_folder() / "stores"), "unless a deployment sets model.store"),
+        *_measured_costs(cache_folder() / "stores"),
     ]
+
+
+def _measured_costs(stores: Path) -> list[Use]:
+    """Of the stores in the usual place; `moespac check` says it of a deployment's own."""
+    from ..actors.cost_file import SUFFIX, CostFile
+
+    names = [path.name.removesuffix(SUFFIX) for path in sorted(stores.glob(f"*{SUFFIX}"))]
+    if not names:
+        return [Use("measured costs", *CostFile(stores / "any").described())]
+    described = ((name, *CostFile(stores / name).described()) for name in names)
+    return [Use("measured costs", when, f"{name}: {whose}") for name, when, whose in described]
 
 
 def _cpu_kernels() -> Use:

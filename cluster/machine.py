@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import psutil
+
+from ..actors.hardware import cpuinfo
 
 CGROUP = Path("/sys/fs/cgroup")
 ISA_FLAGS = {
@@ -39,16 +39,9 @@ class Gpu:
     memory_bytes: int
 
 
-@cache
-def cpu_model() -> str:
-    """Name of the CPU as the kernel gives it."""
-    fields = dict(_cpuinfo())
-    return fields.get("model name") or fields.get("Processor") or platform.processor() or platform.machine()
-
-
 def isa() -> list[str]:
     """Names of the instruction sets in `ISA_FLAGS` that this CPU has."""
-    fields = dict(_cpuinfo())
+    fields = cpuinfo()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return [name for flag, name in ISA_FLAGS.items() if flag in flags]
 
@@ -115,15 +108,6 @@ def gpus() -> list[Gpu]:
         return []  # no driver, or one that does not work: either way no GPU to be used
     rows = [[field.strip() for field in line.split(",")] for line in answer.splitlines() if line.strip()]
     return [Gpu("", name, uuid, int(float(mib)) << 20) for name, uuid, mib in rows]
-
-
-def _cpuinfo() -> list[tuple[str, str]]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
-    return [(key.strip(), value.strip()) for key, value in pairs]
 
 
 def _groups(root: Path, membership: Path, controller: str) -> list[Path]:

@@ -44,13 +44,13 @@ def conversion_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def measuring_bar(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar in tokens, of running a model over a text."""
+def measuring_bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of running a model, in `unit`, such as tokens."""
     columns = (
         TextColumn("measuring [bold]{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens"),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left:"),
         TimeRemainingColumn(),

@@ -40,6 +40,8 @@ class Service:
         self._launch: Launch | None = None
         self._record: run_record.RunRecord | None = None
         self.endpoints: list[Endpoint] = []
+        self.store: Path | None = None
+        """The expert store, once it is made."""
 
     @property
     def server(self) -> str:
@@ -61,10 +63,10 @@ class Service:
         )
         try:
             model = self._deployment.model
-            store = ensure_store(
+            self.store = ensure_store(
                 model.target, model.store, self._convert_progress, model.store_format, model.expert_scales
             )
-            self._start_actors(store, namespace)
+            self._start_actors(self.store, namespace)
         except BaseException:
             self.stop(0.0)
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...configs import Deployment
 from ...kernels.threads import use_threads
 from ...protos.v1.steps_pb2_grpc import add_DeviceServicer_to_server
+from ..hardware import device_hardware
 from ..loading_actor import LoadingActor
 from ..transport.endpoint import Resolve
 from .loading import STAGES, Device, load_device
@@ -74,6 +75,9 @@ class GpuDeviceActor(LoadingActor):
         self._service.serve(self._device)
         self._enter("ready")
         return True
+
+    def _hardware(self) -> str:
+        return device_hardware(self._deployment.gpu.torch_device)
 
     def _enter(self, stage: str) -> None:
         self._stage = stage

@@ -17,6 +17,8 @@ from ...errors import UserError
 from ...kernels.choose import choose_kernel
 from ...kernels.layout import FLOAT_FORMATS
 from ..core import ModelShape
+from ..cost_conditions import conditions, endpoints_of
+from ..cost_file import CostFile
 from ..policy.cost import CostModel
 from ..prefetcher.arena import ArenaElsewhere, ArenaError
 from ..prefetcher.checkpoint import open_checkpoint
@@ -104,7 +106,8 @@ def load_device(
         undo.callback(source.close)
         slots = ExpertSlots(shape, config.expert_memory, device, _link(config, device, source, shape))
         undo.callback(slots.close)
-        calls = Workers(ExpertCaller(peers, store.fingerprint), workers, CostModel(shape.expert_bytes, config.name))
+        costs = known_costs(deployment, store, peers, prefetcher)
+        calls = Workers(ExpertCaller(peers, store.fingerprint), workers, costs)
         choice = choose_kernel(store.layout, dtype, device, slots.memory)
         spare = choice if device.type == "cpu" else choose_kernel(store.layout, dtype, device)
         log.info("expert kernel", actor=config.name, kernel=choice.kernel.name, reason=choice.reason)
@@ -112,6 +115,15 @@ def load_device(
         decoder = Decoder(target, _drafts(deployment, target, draft, executor), executor)
         sessions = Sessions(decoder, KvBudget(config.kv_memory, kv_bytes))
         return Device(config, shape, store.fingerprint, target, source, slots, sessions, decoder, undo.pop_all().close)
+
+
+def known_costs(deployment: Deployment, store: ExpertStore, peers: Peers, prefetcher: str) -> CostModel:
+    """A cost model that begins with what was measured before, as far as that was measured of the same."""
+    names = (prefetcher, *(device.name for device in deployment.devices))
+    here = conditions(deployment, store.fingerprint, endpoints_of(names, peers.endpoint), prefetcher)
+    costs = CostModel(store.shape.expert_bytes, deployment.gpu.name)
+    costs.take_up(CostFile(store.path).load(here))
+    return costs
 
 
 def _drafts(

@@ -88,6 +88,7 @@ class Workers:
             len(call.experts),
             sum(part.pairs for part in call.served),
             max(0, last - first - waited) * 1e-9,
+            waited * 1e-9,
         )
         run.samples.append(sample)
         calls = self._calls[call.worker]

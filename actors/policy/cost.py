@@ -1,12 +1,13 @@
 """What computing and moving experts costs, measured while running.
 
-seconds = call + expert · experts + pair · pairs, fitted to each actor's recent samples.
+seconds = call + expert · experts + pair · pairs, fitted to each actor's recent samples. What a worker waits for weights
+that its host's memory lacks comes on top, as the mean of the same samples: robust fitting would take it for outliers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +25,12 @@ REFIT_EVERY = 64
 
 FITTED_AT_ONCE = 16
 """The first samples of an actor are each followed by a fit."""
+
+FEW = 8
+"""A worker with fewer samples is not judged by them: its first call also sets up the connection."""
+
+TRIAL_SHARE = 0.01
+"""Of the time workers have taken, for asking one that seems too slow: who is never asked is never measured again."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class WorkerCost:
     name: str
     call_s: float
     expert_s: float
+    """Waiting for weights included."""
     pair_s: float
 
 
@@ -100,24 +108,56 @@ class CostModel:
         self._priors = {device: device_prior, LINK: link_prior}
         self._worker_prior = worker_prior
         self._actors: dict[str, _ActorFit] = {}
+        self._workers_s = 0.0
 
     def observe(self, sample: CostSample) -> None:
         """Takes one measurement. Raises ValueError for negative or non-finite values and for no experts."""
-        if not (np.isfinite(sample.seconds) and sample.seconds >= 0 and sample.experts >= 1 and sample.pairs >= 0):
+        times = np.array([sample.seconds, sample.waited_s])
+        if not (np.isfinite(times).all() and (times >= 0).all() and sample.experts >= 1 and sample.pairs >= 0):
             raise ValueError(f"cost sample of {sample.actor!r} is impossible: {sample}")
-        self._fit(sample.actor).observe(sample)
+        if sample.actor not in self._priors:
+            self._workers_s += sample.seconds
+        self._fit(sample.actor).observe(sample, self._workers_s)
+
+    def samples(self) -> list[CostSample]:
+        """The recent samples of every actor, oldest first: what a restart would lose."""
+        return [sample for name, fit in self._actors.items() for sample in fit.recent(name)]
+
+    def take_up(self, samples: Iterable[CostSample]) -> None:
+        """Goes on from `samples` of an earlier model, as if they had been measured here."""
+        for sample in samples:
+            self.observe(sample)
+        for fit in self._actors.values():
+            if fit.samples:
+                fit.refit()
+            fit.asked_at_s = self._workers_s
 
     def predict(self, actor: str, experts: int, pairs: int) -> float:
-        """Seconds for `experts` experts with `pairs` pairs together in one call; 0 for nothing."""
+        """Seconds for `experts` experts with `pairs` pairs together in one call, weights at hand; 0 for nothing."""
         return float(self._fit(actor).coefficients @ (1, experts, pairs)) if experts else 0.0
 
     def error(self) -> dict[str, float]:
         """Of each measured actor: median |predicted − measured| / measured; predictions precede the fit."""
         return {name: fit.error() for name, fit in self._actors.items() if fit.samples}
 
-    def worker_costs(self, workers: Iterable[str]) -> list[WorkerCost]:
-        """The fitted cost of each worker, in the order given."""
-        return [WorkerCost(name, *map(float, self._fit(name).coefficients)) for name in workers]
+    def worker_costs(self, workers: Sequence[str], trials: bool = True) -> list[WorkerCost]:
+        """The fitted cost of each worker, in the order given.
+
+        With `trials`, one that is due for a trial is given the cost of the fastest. A trial is due to a worker of few
+        samples, and to one whose last call was so long ago that it took a small share of what workers have taken since.
+        """
+        fits = [self._fit(name) for name in workers]
+        costs = []
+        for name, fit in zip(workers, fits, strict=True):
+            call, expert, pair = fit.coefficients.tolist()
+            costs.append(WorkerCost(name, call, expert + fit.wait_s, pair))
+        if trials and len(costs) > 1:
+            fastest = min(costs, key=lambda cost: cost.call_s + cost.expert_s + cost.pair_s)
+            for at, fit in enumerate(fits):
+                idle_s = self._workers_s - fit.asked_at_s
+                if fit.samples < FEW or TRIAL_SHARE * idle_s > fit.last_s:
+                    costs[at] = replace(fastest, name=workers[at])
+        return costs
 
     def costs(self, workers: Sequence[str], window_s: float) -> Costs:
         """What the balancer plans with. Workers run at the same time, so their rates add up.
@@ -137,7 +177,7 @@ class CostModel:
     def _per_expert(self, actor: str) -> tuple[float, float]:
         fit = self._fit(actor)
         call, expert, pair = map(float, fit.coefficients)
-        return expert + call / fit.experts_per_call(), pair
+        return expert + call / fit.experts_per_call() + fit.wait_s, pair
 
     def _fit(self, actor: str) -> _ActorFit:
         if actor not in self._actors:
@@ -154,24 +194,44 @@ class _ActorFit:
         self._prior = prior
         self._features = np.zeros((RING, 3))
         self._seconds = np.zeros(RING)
+        self._waited = np.zeros(RING)
         self._errors = np.zeros(RING)
         self._unfitted = 0
         self.samples = 0
         self.coefficients = prior
+        self.wait_s = 0.0
+        """Mean wait for weights, an expert."""
+        self.last_s = 0.0
+        """What its last sample took."""
+        self.asked_at_s = 0.0
+        """What all workers together had taken at its last sample."""
 
-    def observe(self, sample: CostSample) -> None:
+    def observe(self, sample: CostSample, workers_s: float) -> None:
         features = np.array([1.0, sample.experts, sample.pairs])
         # A clock may not resolve the shortest call; 1 ns keeps relative errors finite.
         seconds = max(sample.seconds, 1e-9)
         at = self.samples % RING
-        self._features[at], self._seconds[at] = features, seconds
+        self._features[at], self._seconds[at], self._waited[at] = features, seconds, sample.waited_s
         self._errors[at] = abs(features @ self.coefficients - seconds) / seconds
         self.samples += 1
         self._unfitted += 1
+        self.asked_at_s, self.last_s = workers_s, seconds
         if self.samples <= FITTED_AT_ONCE or self._unfitted >= REFIT_EVERY:
-            n = min(self.samples, RING)
-            self.coefficients = fit_coefficients(self._features[:n], self._seconds[:n], self._prior)
-            self._unfitted = 0
+            self.refit()
+
+    def refit(self) -> None:
+        """Fits to the ring as it is now."""
+        n = min(self.samples, RING)
+        self.coefficients = fit_coefficients(self._features[:n], self._seconds[:n], self._prior)
+        self.wait_s = float(self._waited[:n].sum() / self._features[:n, 1].sum())
+        self._unfitted = 0
+
+    def recent(self, actor: str) -> list[CostSample]:
+        """The ring's content, oldest first, as samples of `actor`."""
+        order = [at % RING for at in range(max(0, self.samples - RING), self.samples)]
+        counts = self._features[order, 1:].astype(int).tolist()
+        times = zip(self._seconds[order].tolist(), self._waited[order].tolist(), strict=True)
+        return [CostSample(actor, *count, *time) for count, time in zip(counts, times, strict=True)]
 
     def error(self) -> float:
         return float(np.median(self._errors[: min(self.samples, RING)]))

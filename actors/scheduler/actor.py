@@ -14,6 +14,8 @@ import structlog
 from ...configs import Deployment
 from ...protos.v1 import steps_pb2 as pb
 from ...protos.v1.generation_pb2_grpc import add_SchedulingServicer_to_server
+from ..cost_conditions import Conditions, conditions, endpoints_of
+from ..cost_file import CostFile
 from ..policy.turns import Turns
 from ..ray_context import listen_host, node_id
 from ..transport.async_peers import AsyncPeers
@@ -49,9 +51,12 @@ class SchedulerActor:
     ):
         """`host`: address to listen on; `resolve`: finds the device and the prefetcher.
 
-        What is learned of the model's routing is kept beside `store_path`, on this actor's node.
+        What is learned of the model's routing, and what calls and transfers cost, is kept beside `store_path`, on this
+        actor's node.
         """
         self._store = Path(store_path)
+        self._costs, self._conditions = CostFile(self._store), Conditions()
+        self._resolve, self._prefetcher_name = resolve, prefetcher_name
         self._planner: Planner | None = None
         self._learned: LearnedFile | None = None
         self._deployment = deployment
@@ -123,6 +128,8 @@ class SchedulerActor:
             self._learned = LearnedFile(self._store, settings.estimator, description.store_fingerprint)
             self._planner = planner
             self._take_up()
+            self._conditions = await asyncio.to_thread(self._find_conditions, description)
+            planner.take_up_costs(self._costs.load(self._conditions))
             dispatch = PlanDispatch(shape, planner, self._device, self._prefetcher)
             await self._warm_up(description, dispatch)
         except Exception as error:
@@ -148,9 +155,15 @@ class SchedulerActor:
         else:
             log.info("estimator starts warm", path=str(self._learned.path))
 
+    def _find_conditions(self, description: pb.DeviceDescription) -> Conditions:
+        names = (self._prefetcher_name, *(device.name for device in self._deployment.devices))
+        endpoints = endpoints_of(names, self._resolve)
+        return conditions(self._deployment, description.store_fingerprint, endpoints, self._prefetcher_name)
+
     async def _save_learned(self) -> None:
         if self._planner is not None and self._learned is not None:
             await asyncio.to_thread(self._learned.save, self._planner.learned())
+            await asyncio.to_thread(self._costs.save, self._conditions, self._planner.cost_samples())
 
     async def _save_now_and_then(self) -> None:
         while True:

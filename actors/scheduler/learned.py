@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import structlog
+
+from ..replaced_file import replace_file
 
 log = structlog.get_logger()
 
@@ -33,17 +33,7 @@ class LearnedFile:
                 log.warning("estimator not saved: it is too large", path=str(self.path), bytes=size, limit=MAX_BYTES)
             return
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    np.savez(file, **{_OWNER: np.array(self._owner)}, **state)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(scratch, self.path)
-            except BaseException:
-                Path(scratch).unlink(missing_ok=True)
-                raise
+            replace_file(self.path, lambda file: np.savez(file, **{_OWNER: np.array(self._owner)}, **state))
         except OSError as error:
             log.warning("estimator not saved", path=str(self.path), reason=str(error))
 

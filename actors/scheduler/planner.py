@@ -168,6 +168,14 @@ class Planner:
         """What the estimator would lose in a restart."""
         return self._estimator.state()
 
+    def cost_samples(self) -> list[CostSample]:
+        """What the cost model would lose in a restart."""
+        return self._costs.samples()
+
+    def take_up_costs(self, samples: Sequence[CostSample]) -> None:
+        """Goes on from what `cost_samples` gave."""
+        self._costs.take_up(samples)
+
     def take_up(self, state: Mapping[str, np.ndarray]) -> None:
         """Starts from what `learned` gave. Raises ValueError or KeyError when it is another model's."""
         self._estimator.restore(state)
@@ -179,10 +187,14 @@ class Planner:
         return 1.0 if self._planned_counts is None else drift(self._planned_counts, self._expected())
 
     def _assignment(self, problem: ThresholdProblem) -> AssignmentProblem:
-        """The same plan expert by expert: the device against the workers, each of which has all experts at hand."""
+        """The same plan expert by expert: the device against the workers.
+
+        Any worker may be asked for any expert: what its memory lacks it reads first, which its measured cost includes,
+        as it does the way there and back.
+        """
         costs, total = problem.costs, problem.resident.size
         (device,) = self._costs.worker_costs([self._device])
-        elsewhere = self._costs.worker_costs(self._workers)
+        elsewhere = self._costs.worker_costs(self._workers, trials=False)
         executors = [
             Executor(
                 device.name,

@@ -24,6 +24,8 @@ class Endpoint:
     """host:port of its gRPC server."""
     node: str = ""
     """Ray node id."""
+    hardware: str = ""
+    """What it computes on, as far as its speed depends on it."""
     pid: int = field(default_factory=os.getpid)
     version: str = __version__
     incarnation: str = INCARNATION

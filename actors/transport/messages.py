@@ -144,8 +144,8 @@ def span_to_proto(span: Span) -> pb.Span:
 
 
 def sample_to_proto(sample: CostSample) -> pb.CostSample:
-    return pb.CostSample(actor=sample.actor, experts=sample.experts, pairs=sample.pairs, seconds=sample.seconds)
+    return pb.CostSample(**vars(sample))
 
 
 def sample_from_proto(message: pb.CostSample) -> CostSample:
-    return CostSample(message.actor, message.experts, message.pairs, message.seconds)
+    return CostSample(message.actor, message.experts, message.pairs, message.seconds, message.waited_s)

@@ -262,16 +262,18 @@ class Timings(_message.Message):
     def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ...) -> None: ...
 
 class CostSample(_message.Message):
-    __slots__ = ("actor", "experts", "pairs", "seconds")
+    __slots__ = ("actor", "experts", "pairs", "seconds", "waited_s")
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
     actor: str
     experts: int
     pairs: int
     seconds: float
-    def __init__(self, actor: _Optional[str] = ..., experts: _Optional[int] = ..., pairs: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    waited_s: float
+    def __init__(self, actor: _Optional[str] = ..., experts: _Optional[int] = ..., pairs: _Optional[int] = ..., seconds: _Optional[float] = ..., waited_s: _Optional[float] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("row", "name", "start_ns", "end_ns", "args")

@@ -26,7 +26,7 @@ import torch
 import trunk_layer
 from torch.nn import functional as F
 
-from moespac.cluster.machine import cpu_model
+from moespac.actors.hardware import cpu_model
 from moespac.kernels.cpu import library
 from moespac.kernels.cpu.experts import CpuExperts
 from moespac.kernels.experts import ExpertWork

@@ -14,7 +14,7 @@ from moespac.cluster.reference import greedy_reference
 from moespac.cluster.serve import Service, with_port
 from moespac.configs import load_deployment
 
-TOKENS = 32
+TOKENS = 96
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +35,25 @@ def _state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
 
-def two_nodes(name: str):
-    deployment = load_deployment(QUICKSTART.parents[1] / "two-nodes.yaml")
-    return with_port(deployment, 0).model_copy(update={"name": name})
+def two_nodes(name: str, **scheduler):
+    deployment = with_port(load_deployment(QUICKSTART.parents[1] / "two-nodes.yaml"), 0)
+    return deployment.model_copy(update={"name": name, "scheduler": deployment.scheduler.model_copy(update=scheduler)})
 
 
 def test_worker_on_the_other_node(address):
-    deployment = two_nodes("test-two-nodes")
+    """Planned expert by expert: what pays most where calls are dear."""
+    deployment = two_nodes("test-two-nodes", plan_form="assignment", replan_every=2)
     with Service(deployment, address) as service:
         nodes = {endpoint.name: endpoint.node for endpoint in service.endpoints}
         assert nodes["cpu-1"] != nodes["gpu-0"] == nodes["prefetcher"] == nodes["scheduler"]
         with Client(service.server) as client:
-            generation = client.generate(PROMPTS[0], max_tokens=TOKENS, ignore_eos=True)
+            generation = client.generate(PROMPTS[0], max_tokens=TOKENS, ignore_eos=True, trace=True)
             list(generation)
         assert list(generation.token_ids) == greedy_reference(deployment.model.target, PROMPTS[0], TOKENS)
         assert generation.statistics.expert_calls > 0 and generation.statistics.fallback_experts == 0
+        plans = [span for span in generation.spans if span.row == "planning"]
+        assert plans and {plan.args["solver"] for plan in plans} == {"assignment"}
+        assert generation.statistics.bytes_moved > 0, "what the plan wants is sent"
 
 
 def test_a_placement_that_no_node_offers(address):

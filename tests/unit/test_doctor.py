@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from moespac.actors.hardware import cpu_model
 from moespac.cluster import machine, measure
 from moespac.cluster.doctor import check_versions, run_doctor, split_threads
 
@@ -55,7 +56,7 @@ def test_the_table_tells_the_same(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "200")
     assert run_doctor() == 0
     out = capsys.readouterr().out
-    assert machine.cpu_model() in out and "will be used" in out and "ortools" in out
+    assert cpu_model() in out and "will be used" in out and "ortools" in out
 
 
 def test_versions_outside_the_tested_range_are_found():

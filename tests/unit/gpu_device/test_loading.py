@@ -9,14 +9,19 @@ from dataclasses import replace
 from tiny_device import make_store
 from tiny_models import make_qwen3_moe
 
+from moespac.actors.core import CostSample
+from moespac.actors.cost_conditions import conditions
+from moespac.actors.cost_file import CostFile
 from moespac.actors.gpu_device.actor import GpuDeviceActor
+from moespac.actors.gpu_device.loading import known_costs
 from moespac.actors.prefetcher.arena import Arena
 from moespac.actors.prefetcher.loader import Loader
 from moespac.actors.prefetcher.service import Engine, PrefetcherService
 from moespac.actors.prefetcher.store import ExpertStore
-from moespac.actors.transport.endpoint import Endpoint
+from moespac.actors.transport.endpoint import Endpoint, PeerUnknown
+from moespac.actors.transport.peers import Peers
 from moespac.actors.transport.server import ActorServer
-from moespac.configs import Deployment, GpuDeviceConfig, ModelConfig, PrefetcherConfig
+from moespac.configs import CpuDeviceConfig, Deployment, GpuDeviceConfig, ModelConfig, PrefetcherConfig
 from moespac.protos.v1.steps_pb2_grpc import add_PrefetcherServicer_to_server
 
 
@@ -49,3 +54,28 @@ def test_an_arena_on_another_host_is_refused_at_once(tmp_path):
             server.stop(0)
             loader.stop()
             arena.close()
+
+
+def test_costs_measured_before_are_known_of_workers_that_are_up(tmp_path):
+    deployment = Deployment(
+        model=ModelConfig(target=tmp_path / "target"),
+        devices=(
+            GpuDeviceConfig(name="gpu-0", torch_device="cpu", expert_memory=0, kv_memory=2**20),
+            CpuDeviceConfig(name="cpu-0"),
+            CpuDeviceConfig(name="cpu-1"),
+        ),
+        prefetcher=PrefetcherConfig(host_memory=2**20),
+    )
+    everybody = {name: Endpoint(name, "", "127.0.0.1:1", hardware="A") for name in ("prefetcher", "cpu-0", "cpu-1")}
+
+    def resolve(name: str) -> Endpoint:
+        if name != "prefetcher" and name != "cpu-1":
+            raise PeerUnknown(name)
+        return everybody[name]
+
+    with closing(ExpertStore.open(make_store(make_qwen3_moe(tmp_path / "target"), tmp_path / "store"))) as store:
+        before = conditions(deployment, store.fingerprint, everybody, "prefetcher")
+        CostFile(store.path).save(before, [CostSample(name, 2, 4, 0.7) for name in ("cpu-0", "cpu-1")])
+        costs = known_costs(deployment, store, Peers(resolve), "prefetcher")
+        assert costs.predict("cpu-1", 2, 4) == 0.7
+        assert costs.predict("cpu-0", 2, 4) < 0.01, "it may have come back on other hardware"
