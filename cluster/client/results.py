@@ -101,6 +101,8 @@ class GenerationStatistics:
     """Distinct (layer, expert) uses of the windows that a self-draft went before."""
     demand_predicted: int = 0
     """Of `demand`, what the self-draft had wanted too."""
+    cancelled_transfers: int = 0
+    """Broken off for a newer plan, which made them not worth the rest of their time on the link."""
     stop: str | None = None
     """The stop string that ended it."""
     stop_token_id: int | None = None
