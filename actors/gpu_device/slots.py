@@ -38,14 +38,17 @@ def slot_bytes(shape: ModelShape) -> int:
 
 
 def slots_within(budget_bytes: int, shape: ModelShape) -> int:
-    """Slots that a budget pays for; none for a budget of 0. Raises BudgetTooSmall for one that holds no expert."""
+    """Slots that a budget pays for, at most one for every expert; none for a budget of 0.
+
+    Raises BudgetTooSmall for one that holds no expert.
+    """
     size = slot_bytes(shape)
     if 0 < budget_bytes < size:
         raise BudgetTooSmall(
             f"expert_memory of {budget_bytes:,} bytes does not hold one expert ({size:,} bytes); "
             "set it to at least that, or to 0 for none on the device"
         )
-    return budget_bytes // size
+    return min(budget_bytes // size, shape.n_layers * shape.n_experts)
 
 
 class Outcome(Enum):
@@ -84,7 +87,7 @@ class _Flight:
 
 
 class ExpertSlots:
-    """`budget_bytes // slot_bytes` slots on `device`, allocated at once; thread-safe."""
+    """As many slots on `device` as are of use within `budget_bytes`, allocated at once; thread-safe."""
 
     def __init__(self, shape: ModelShape, budget_bytes: int, device: torch.device, link: Link):
         """A budget of 0 means no slots. Raises BudgetTooSmall for one that holds no expert."""

@@ -67,6 +67,7 @@ def _content(slots: ExpertSlots, key: ExpertKey) -> set[int]:
 def test_slots_are_what_the_budget_holds():
     assert ExpertSlots(SHAPE, 5 * SLOT - 1, CPU, MemoryLink()).slots == 4
     assert ExpertSlots(SHAPE, 0, CPU, MemoryLink()).slots == 0
+    assert ExpertSlots(SHAPE, 2**50, CPU, MemoryLink()).slots == 8, "more than one for every expert are of no use"
 
 
 def test_a_budget_below_one_expert_names_both_numbers():
