@@ -21,6 +21,9 @@ PIECE = 1 << 20
 PARTS = 8
 """Pieces of an expert, at least, where a piece costs nothing but the look."""
 
+AHEAD_S = 1e-3
+"""A piece may be taken up so long before an emulated link would have moved the one before: waits are not exact."""
+
 Wanted = Callable[[int], bool]
 """Told how many bytes of a copy are there; whether it is to go on."""
 
@@ -54,9 +57,9 @@ class MemoryLink:
 
 
 class EmulatedLink:
-    """A real copy whose pieces each wait until they would have left an accelerator's link of the given speed.
+    """A real copy whose pieces wait until an accelerator's link of the given speed would have moved them.
 
-    A copy that is broken off has used the link for the pieces that left it, and for no longer.
+    A copy that is broken off has used the link for the pieces taken up, and for no longer.
     """
 
     def __init__(self, config: LinkConfig):
@@ -72,7 +75,7 @@ class EmulatedLink:
                     return start
                 arrives = self._clock.finish_time(asked, stop - start)
                 np.copyto(into[start:stop], block[start:stop])
-                _wait_until(arrives - self._latency_s)
+                _wait_until(arrives - self._latency_s - AHEAD_S)
         _wait_until(arrives)
         return block.nbytes
 
