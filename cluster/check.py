@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,13 +48,17 @@ def check(path: str | Path) -> Report:
         deployment = load_deployment(file)
     except ConfigError as error:
         return Report(file, None, error.problems)
-    lines = key_lines(file)
     problems, warnings, uses = _check_model(deployment)
     problems += _check_ports(deployment)
     warnings += _machine_warnings(deployment)
-    return Report(
-        file, deployment, tuple(replace(p, line=lines.get(p.key)) for p in problems), tuple(warnings), tuple(uses)
-    )
+    return Report(file, deployment, _located(file, problems), tuple(warnings), tuple(uses))
+
+
+def require_fit(path: Path, deployment: Deployment) -> None:
+    """Raises ConfigError where `deployment`, from the file `path`, cannot work with its model."""
+    problems, _, _ = _check_model(deployment)
+    if problems:
+        raise ConfigError(path, _located(path, problems))
 
 
 def run_check(path: str | Path) -> int:
@@ -73,6 +77,11 @@ def run_check(path: str | Path) -> int:
     if report.ok:
         console.print(Text(f"{report.file}: fit to start", style="green"), soft_wrap=True)
     return 0 if report.ok else 1
+
+
+def _located(file: Path, problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    lines = key_lines(file)
+    return tuple(replace(problem, line=lines.get(problem.key)) for problem in problems)
 
 
 def _check_model(deployment: Deployment) -> tuple[list[Problem], list[str], list[tuple[str, str, str]]]:

@@ -99,6 +99,7 @@ def serve(
 ) -> None:
     """Start a deployment and serve until Ctrl-C."""
     from ..configs import load_deployment
+    from .check import require_fit
     from .interrupts import Interrupts
     from .progress import conversion_bar, start_bars
     from .serve import Service, run_until_interrupted, with_port
@@ -109,6 +110,7 @@ def serve(
     deployment = load_deployment(config)
     if port is not None:
         deployment = with_port(deployment, port)
+    require_fit(config, deployment)
     with start_bars() as report, conversion_bar(deployment.model.target.name) as convert_report:
         service = Service(deployment, address, detach, report, convert_report, interrupts.held)
         service.start()

@@ -38,6 +38,7 @@ def generation_table(statistics: GenerationStatistics) -> Table:
     """The end-of-generation table."""
     s = statistics
     link = ", emulated link" if s.emulated else ""
+    cancelled = f"; {s.cancelled_transfers} transfers cancelled for a newer plan" if s.cancelled_transfers else ""
     table = Table(title="generation", show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -54,7 +55,7 @@ def generation_table(statistics: GenerationStatistics) -> Table:
     if s.demand:
         table.add_row("demand recall", percent(s.demand_recall), "experts used that the self-draft had predicted")
     table.add_row("hit rate of hot experts", percent(s.hit_rate), f"{s.hits} of {s.uses} uses found resident")
-    table.add_row("bytes moved", human_bytes(s.bytes_moved), f"to the device{link}")
+    table.add_row("bytes moved", human_bytes(s.bytes_moved), f"to the device{link}{cancelled}")
     table.add_row(
         "transfer time hidden",
         percent(s.transfer_hidden_share),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,13 +16,25 @@ from ...kernels.buffers import tensor_view
 from ..policy.link import SerialLink
 from .page_lock import PageLock
 
+PIECE = 1 << 20
+"""Most bytes between two looks at whether a copy is still wanted: 40 µs of a fast bus."""
+PARTS = 8
+"""Pieces of an expert, at least, where a piece costs nothing but the look."""
+
+AHEAD_S = 1e-3
+"""A piece may be taken up so long before an emulated link would have moved the one before: waits are not exact."""
+
+Wanted = Callable[[int], bool]
+"""Told how many bytes of a copy are there; whether it is to go on."""
+
 
 class Link(Protocol):
     """Moves one expert. Called from several threads at once, while others compute."""
 
-    def move(self, block: np.ndarray, slot: torch.Tensor, read_last: torch.cuda.Event | None) -> None:
-        """Copies `block` (uint8, host) into `slot` (uint8, same length) and returns when it is there.
+    def move(self, block: np.ndarray, slot: torch.Tensor, read_last: torch.cuda.Event | None, wanted: Wanted) -> int:
+        """Copies `block` (uint8, host) into `slot` (uint8, same length), piece by piece while `wanted`.
 
+        Returns the bytes moved, when they are there and nothing more is on its way: all, or fewer if it was broken off.
         `read_last`: the last reader of the slot's former content, to be waited for first.
         """
         ...
@@ -33,25 +45,39 @@ class Link(Protocol):
 class MemoryLink:
     """For slots in host memory: a plain copy."""
 
-    def move(self, block: np.ndarray, slot: torch.Tensor, read_last: torch.cuda.Event | None) -> None:
-        np.copyto(slot.numpy(), block)
+    def move(self, block: np.ndarray, slot: torch.Tensor, read_last: torch.cuda.Event | None, wanted: Wanted) -> int:
+        into = slot.numpy()
+        for start, stop in _pieces(block.nbytes):
+            if not wanted(start):
+                return start
+            np.copyto(into[start:stop], block[start:stop])
+        return block.nbytes
 
     def close(self) -> None: ...
 
 
 class EmulatedLink:
-    """A real copy that then waits until an accelerator's link of the given speed would have been done."""
+    """A real copy whose pieces wait until an accelerator's link of the given speed would have moved them.
+
+    A copy that is broken off has used the link for the pieces taken up, and for no longer.
+    """
 
     def __init__(self, config: LinkConfig):
-        self._clock = SerialLink(config.bandwidth, config.latency)
-        self._lock = threading.Lock()
+        self._clock, self._latency_s = SerialLink(config.bandwidth, config.latency), config.latency
+        self._turn = threading.Lock()
 
-    def move(self, block: np.ndarray, slot: torch.Tensor, read_last: torch.cuda.Event | None) -> None:
-        with self._lock:
-            finish = self._clock.finish_time(time.monotonic(), block.nbytes)
-        np.copyto(slot.numpy(), block)
-        while (left := finish - time.monotonic()) > 0:
-            time.sleep(left)
+    def move(self, block: np.ndarray, slot: torch.Tensor, read_last: torch.cuda.Event | None, wanted: Wanted) -> int:
+        # Every piece is asked for when the copy was: waking late from a wait costs the link nothing.
+        into, asked = slot.numpy(), time.monotonic()
+        with self._turn:
+            for start, stop in _pieces(block.nbytes):
+                if not wanted(start):
+                    return start
+                arrives = self._clock.finish_time(asked, stop - start)
+                np.copyto(into[start:stop], block[start:stop])
+                _wait_until(arrives - self._latency_s - AHEAD_S)
+        _wait_until(arrives)
+        return block.nbytes
 
     def close(self) -> None: ...
 
@@ -65,25 +91,53 @@ class CudaLink:
         self._lock = threading.Lock()
         self._page_lock = PageLock(arena)
         self._staging = torch.empty(expert_bytes, dtype=torch.uint8, pin_memory=True)
+        # Two pieces are queued at a time: the bus does not idle while the next is asked for.
+        self._arrived = (torch.cuda.Event(), torch.cuda.Event())
 
-    def move(self, block: np.ndarray, slot: torch.Tensor, read_last: torch.cuda.Event | None) -> None:
+    def move(self, block: np.ndarray, slot: torch.Tensor, read_last: torch.cuda.Event | None, wanted: Wanted) -> int:
         with self._lock, torch.cuda.stream(self._stream):
-            source = tensor_view(block)
-            if not self._page_lock.covers(block):
-                source = self._staging[: block.nbytes].copy_(source)
+            source, page_locked = tensor_view(block), self._page_lock.covers(block)
             if read_last is not None:
                 self._stream.wait_event(read_last)
-            slot.copy_(source, non_blocking=True)
-            self._stream.synchronize()
+            queued = arrived = 0
+            try:
+                for at, (start, stop) in enumerate(_pieces(block.nbytes, PIECE)):
+                    if at >= 2:
+                        self._arrived[at % 2].synchronize()
+                        arrived = start - PIECE
+                    if not wanted(arrived):
+                        break
+                    piece = source[start:stop]
+                    if not page_locked:
+                        piece = self._staging[start:stop].copy_(piece)
+                    slot[start:stop].copy_(piece, non_blocking=True)
+                    queued = stop
+                    self._arrived[at % 2].record(self._stream)
+            finally:
+                # Nothing may be on its way when the caller gives slot and block to others.
+                self._stream.synchronize()
+            return queued
 
     def close(self) -> None:
         with self._lock:
             self._page_lock.release()
 
 
+def _pieces(size: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+    """Stretches of `size` bytes, of at most `most` each."""
+    step = min(PIECE, -(-size // PARTS)) if most is None else most
+    for start in range(0, size, step):
+        yield start, min(start + step, size)
+
+
+def _wait_until(end: float) -> None:
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(left)
+
+
 @dataclass(frozen=True)
 class Transfer:
-    """One completed transfer; nanoseconds of the wall clock since the epoch."""
+    """One transfer that is over; nanoseconds of the wall clock since the epoch."""
 
     name: str
     start_ns: int
@@ -91,21 +145,23 @@ class Transfer:
     bytes: int
     service_s: float
     """Seconds without the wait behind the transfer before it."""
+    cancelled: bool = False
+    """Broken off: `bytes` of it had moved."""
 
 
 class TransferLog:
-    """Completed transfers since somebody last asked; thread-safe."""
+    """Transfers that have ended since somebody last asked; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._transfers: list[Transfer] = []
         self._last_end_ns = 0
 
-    def add(self, name: str, start_ns: int, end_ns: int, size: int) -> Transfer:
+    def add(self, name: str, start_ns: int, end_ns: int, size: int, cancelled: bool = False) -> Transfer:
         with self._lock:
             service_s = (end_ns - max(start_ns, min(self._last_end_ns, end_ns))) * 1e-9
             self._last_end_ns = max(self._last_end_ns, end_ns)
-            transfer = Transfer(name, start_ns, end_ns, size, service_s)
+            transfer = Transfer(name, start_ns, end_ns, size, service_s, cancelled)
             self._transfers.append(transfer)
             return transfer
 

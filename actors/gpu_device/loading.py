@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,14 +97,17 @@ def load_device(
         if deployment.draft_model is not None:
             check_same_tokenizer(model.target, deployment.draft_model)
         entered("trunk")
-        target = load_trunk(model.target, dtype, device, model.trunk_format)
+        with fitting(config, "the trunk", "choose a smaller model.compute_dtype"):
+            target = load_trunk(model.target, dtype, device, model.trunk_format)
         entered("draft")
-        draft = load_draft(deployment.draft_model, dtype, device) if deployment.draft_model is not None else None
+        with fitting(config, "the draft model", "choose a smaller one, or leave it out of draft.kinds"):
+            draft = load_draft(deployment.draft_model, dtype, device) if deployment.draft_model is not None else None
         kv_bytes = bytes_per_token(target) + (bytes_per_token(draft) if draft else 0)
         entered("weights")
         source = _attach(config.name, peers, prefetcher, store, stopping)
         undo.callback(source.close)
-        slots = ExpertSlots(shape, config.expert_memory, device, _link(config, device, source, shape))
+        with fitting(config, f"expert_memory of {config.expert_memory:,} bytes", "lower it"):
+            slots = ExpertSlots(shape, config.expert_memory, device, _link(config, device, source, shape))
         undo.callback(slots.close)
         costs = known_costs(deployment, store, peers, prefetcher)
         calls = Workers(ExpertCaller(peers, store.fingerprint), workers, costs)
@@ -124,6 +127,21 @@ def known_costs(deployment: Deployment, store: ExpertStore, peers: Peers, prefet
     costs = CostModel(store.shape.expert_bytes, deployment.gpu.name)
     costs.take_up(CostFile(store.path).load(here))
     return costs
+
+
+@contextmanager
+def fitting(config: GpuDeviceConfig, what: str, remedy: str) -> Iterator[None]:
+    """Turns a failure to allocate, by whoever allocates within, into DeviceUnusable."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has a type of its own for CUDA only; on CPUs the message is all there is.
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise DeviceUnusable(
+            f"devices.{config.name}: {what} does not fit in the memory of {config.torch_device}: {remedy}, or "
+            f"use a device with more ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _drafts(

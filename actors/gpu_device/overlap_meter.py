@@ -23,6 +23,10 @@ class LinkReport:
     """Of `busy_s`: while the device was computing."""
 
     @property
+    def completed(self) -> list[Transfer]:
+        return [transfer for transfer in self.transfers if not transfer.cancelled]
+
+    @property
     def bytes(self) -> int:
         return sum(transfer.bytes for transfer in self.transfers)
 
@@ -42,7 +46,7 @@ class OverlapMeter:
             self._computing.append((start_ns, max(start_ns, end_ns)))
 
     def forget(self) -> None:
-        """Transfers completed until now go into no report."""
+        """Transfers that have ended by now go into no report."""
         self._log.take()
 
     def report(self) -> LinkReport:

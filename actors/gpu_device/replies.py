@@ -22,7 +22,7 @@ from .passes import Pass
 
 def step_reply(device: Device, session: Session, run: Pass, result: StepResult, link: LinkReport) -> pb.StepReply:
     """`link`: what it did since the last reply."""
-    moved = [CostSample(LINK, 1, 0, transfer.service_s) for transfer in link.transfers]
+    moved = [CostSample(LINK, 1, 0, transfer.service_s) for transfer in link.completed]
     return pb.StepReply(
         emitted=result.emitted,
         proposed=result.proposed,
@@ -41,7 +41,8 @@ def step_reply(device: Device, session: Session, run: Pass, result: StepResult, 
             transfer_s=link.busy_s,
             transfer_hidden_s=link.hidden_s,
             bytes_moved=link.bytes,
-            transfers=len(link.transfers),
+            transfers=len(moved),
+            cancelled_transfers=len(link.transfers) - len(moved),
         ),
         spans=[span_to_proto(span) for span in (*run.spans, *_transfer_spans(run, link))],
         resident=refs(device.slots.residents()),
@@ -85,6 +86,7 @@ def description(name: str, device: Device | None) -> pb.DeviceDescription:
         resident_bytes=len(residents) * device.shape.expert_bytes,
         kv_reserved_bytes=device.sessions.budget.reserved_bytes,
         stale_plans=device.slots.stale_plans,
+        cancelled_transfers=device.slots.cancelled,
     )
 
 
@@ -92,6 +94,12 @@ def _transfer_spans(run: Pass, link: LinkReport) -> list[Span]:
     if not run.trace:
         return []
     return [
-        Span("transfers", transfer.name, transfer.start_ns, transfer.end_ns, {"bytes": str(transfer.bytes)})
+        Span(
+            "transfers",
+            f"{transfer.name}, cancelled" if transfer.cancelled else transfer.name,
+            transfer.start_ns,
+            transfer.end_ns,
+            {"bytes": str(transfer.bytes)},
+        )
         for transfer in link.transfers
     ]

@@ -1,7 +1,8 @@
 """Expert slots: the device's memory for experts worth keeping near.
 
 Filled by transfers that run beside computation, read by the layers of a pass. A slot that a layer is reading is
-pinned and never overwritten; a slot shows its expert only after the whole transfer was found good.
+pinned and never overwritten; a slot shows its expert only after the whole transfer was found good. A newer plan breaks
+off a transfer under way that is no longer worth its time on the link.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from ...errors import UserError
 from ..core import ExpertKey, ModelShape, Plan
 from ..policy.cache_order import ExpertCache, worth
+from ..policy.cancellation import waiting, worth_finishing
 from ..prefetcher.source import ExpertSource
 from .link import Link, TransferLog
 
@@ -36,14 +38,17 @@ def slot_bytes(shape: ModelShape) -> int:
 
 
 def slots_within(budget_bytes: int, shape: ModelShape) -> int:
-    """Slots that a budget pays for; none for a budget of 0. Raises BudgetTooSmall for one that holds no expert."""
+    """Slots that a budget pays for, at most one for every expert; none for a budget of 0.
+
+    Raises BudgetTooSmall for one that holds no expert.
+    """
     size = slot_bytes(shape)
     if 0 < budget_bytes < size:
         raise BudgetTooSmall(
             f"expert_memory of {budget_bytes:,} bytes does not hold one expert ({size:,} bytes); "
             "set it to at least that, or to 0 for none on the device"
         )
-    return budget_bytes // size
+    return min(budget_bytes // size, shape.n_layers * shape.n_experts)
 
 
 class Outcome(Enum):
@@ -54,6 +59,7 @@ class Outcome(Enum):
     NO_VICTIM = 3
     STALE = 4
     NOT_IN_ARENA = 5
+    CANCELLED = 6
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,24 @@ class Filled:
     evicted: tuple[ExpertKey, ...] = ()
     seconds: float = 0.0
     bytes: int = 0
-    """That crossed the link, to no avail if the outcome is NOT_IN_ARENA."""
+    """That crossed the link, to no avail if the outcome is NOT_IN_ARENA or CANCELLED."""
+
+
+@dataclass
+class _Flight:
+    """A transfer under way."""
+
+    moved: int = 0
+    """Bytes known to be in the slot."""
+    wanted: bool = True
+
+    def go_on(self, moved: int) -> bool:
+        self.moved = moved
+        return self.wanted
 
 
 class ExpertSlots:
-    """`budget_bytes // slot_bytes` slots on `device`, allocated at once; thread-safe."""
+    """As many slots on `device` as are of use within `budget_bytes`, allocated at once; thread-safe."""
 
     def __init__(self, shape: ModelShape, budget_bytes: int, device: torch.device, link: Link):
         """A budget of 0 means no slots. Raises BudgetTooSmall for one that holds no expert."""
@@ -78,7 +97,8 @@ class ExpertSlots:
         self._memory = torch.empty((self.slots, self.slot_bytes), dtype=torch.uint8, device=device)
         self._cache = ExpertCache(self.slots)
         self._plan: Plan | None = None
-        self._stale_plans = 0
+        self._stale_plans = self._cancelled = 0
+        self._flights: dict[ExpertKey, _Flight] = {}
         self._read_last: dict[int, torch.cuda.Event] = {}
         self._lock = threading.Lock()
 
@@ -95,6 +115,12 @@ class ExpertSlots:
             return self._stale_plans
 
     @property
+    def cancelled(self) -> int:
+        """Transfers broken off for a newer plan."""
+        with self._lock:
+            return self._cancelled
+
+    @property
     def memory(self) -> torch.Tensor:
         """All slots, uint8 [slots, slot_bytes]: kernels address experts by their place in it."""
         return self._memory
@@ -105,13 +131,19 @@ class ExpertSlots:
             return self._cache.residents()
 
     def set_plan(self, plan: Plan) -> bool:
-        """Gives residents their new worth. False, and nothing changes, if a newer plan is held."""
+        """Gives residents their new worth, and breaks off transfers that a newer plan makes pointless.
+
+        False, and nothing changes, if a newer plan than this is held.
+        """
         with self._lock:
             if self._plan is not None and plan.epoch < self._plan.epoch:
                 self._stale_plans += 1
                 return False
+            newer = self._plan is None or plan.epoch > self._plan.epoch
             self._plan = plan
             self._cache.set_plan(lambda key: self._worth(key, plan.utilities[self._shape.row(key.layer), key.expert]))
+            if newer and self._flights:
+                self._reconsider(plan)
             return True
 
     @contextmanager
@@ -139,36 +171,39 @@ class ExpertSlots:
         with self._lock:
             if self._plan is not None and epoch < self._plan.epoch:
                 return Filled(Outcome.STALE)
-            if self._cache.lookup(key) is not None or self._cache.is_filling(key):
+            if key in self._cache:
                 return Filled(Outcome.ALREADY_RESIDENT)
             fill = self._cache.begin_fill(key, self._worth(key, utility))
             if fill is None:
                 return Filled(Outcome.NO_VICTIM)
             read_last = self._read_last.get(fill.slot)
+            flight = self._flights[key] = _Flight()
         evicted = () if fill.evicted is None else (fill.evicted,)
         slot = self._memory[fill.slot, : self._shape.expert_bytes]
         start_ns = time.time_ns()
-        good, copied = False, 0
+        good = False
 
         def copy(block: np.ndarray) -> None:
-            nonlocal copied
-            self._link.move(block, slot, read_last)
-            copied = block.nbytes
+            flight.moved = self._link.move(block, slot, read_last, flight.go_on)
 
         try:
             # with_resident tells afterwards whether the arena's block stayed the same all the while.
             good = source.with_resident(key, copy)
         finally:
             with self._lock:
-                if good:
+                del self._flights[key]
+                whole = flight.moved == self._shape.expert_bytes
+                if good and whole:
                     self._cache.commit(key)
                 else:
                     self._cache.abort(key)
-        if not good:
-            return Filled(Outcome.NOT_IN_ARENA, evicted, bytes=copied)
+                cancelled = not (whole or flight.wanted)
+                self._cancelled += cancelled
+        if not (cancelled or (good and whole)):
+            return Filled(Outcome.NOT_IN_ARENA, evicted, bytes=flight.moved)
         name = f"layer {key.layer} expert {key.expert}"
-        moved = self.transfers.add(name, start_ns, time.time_ns(), self._shape.expert_bytes)
-        return Filled(Outcome.FILLED, evicted, moved.service_s, moved.bytes)
+        ended = self.transfers.add(name, start_ns, time.time_ns(), flight.moved, cancelled)
+        return Filled(Outcome.CANCELLED if cancelled else Outcome.FILLED, evicted, ended.service_s, ended.bytes)
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every slot is accounted for exactly once."""
@@ -177,6 +212,16 @@ class ExpertSlots:
 
     def close(self) -> None:
         self._link.close()
+
+    def _reconsider(self, plan: Plan) -> None:
+        """Has transfers broken off that are not worth finishing by `plan`, which has just come."""
+        behind = waiting(plan, self._shape, self._cache)
+        for key, flight in self._flights.items():
+            row = self._shape.row(key.layer)
+            utility, remaining = int(plan.utilities[row, key.expert]), 1 - flight.moved / self._shape.expert_bytes
+            outlasts = self._cache.expendable(self._worth(key, utility))
+            hot = utility >= plan.thresholds[row]
+            flight.wanted = flight.wanted and worth_finishing(remaining, utility, hot, behind, outlasts)
 
     def _worth(self, key: ExpertKey, utility: int) -> int:
         if self._plan is None:

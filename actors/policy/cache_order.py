@@ -55,6 +55,10 @@ class ExpertCache:
         self._entries: dict[ExpertKey, _Entry] = {}
         self._uses = 0
 
+    def __contains__(self, key: ExpertKey) -> bool:
+        """Whether `key` has a slot: it is resident or being filled."""
+        return key in self._entries
+
     def lookup(self, key: ExpertKey) -> int | None:
         """The slot of a resident expert; None if absent or still filling. Counts as no use."""
         entry = self._entries.get(key)
@@ -74,6 +78,10 @@ class ExpertCache:
     @property
     def free_slots(self) -> int:
         return len(self._free)
+
+    def expendable(self, utility: int) -> int:
+        """Slots that fills would take before that of an expert worth `utility` which has just been put in."""
+        return len(self._free) + sum(not e.filling and e.utility <= utility for e in self._entries.values())
 
     def touch(self, keys: Iterable[ExpertKey]) -> None:
         """Records a use of these experts, as one moment; those not resident are ignored."""

@@ -106,8 +106,7 @@ class TransferQueue:
         if moved:
             return
         self._refund(transfer)
-        if transfer.plan_epoch < self._epoch and transfer.key in self._wanted:
-            heapq.heappush(self._heap, (-self._wanted[transfer.key], transfer.key))
+        self._line_up_if_newer(transfer)
 
     def set_aside(self, transfer: Transfer, moved: bool = False) -> None:
         """The transfer cannot be done now, as its weights are not in host memory; it waits for `retry`.
@@ -127,6 +126,14 @@ class TransferQueue:
         self._refund(transfer)
         if transfer.key in self._wanted:
             self._refused[transfer.key] = self._wanted[transfer.key]
+
+    def broken_off(self, transfer: Transfer, moved: bool) -> None:
+        """The device has not finished it, for a newer plan's sake; it is in line again where the plan held is newer and
+        wants it. `moved`: some of its bytes crossed the link."""
+        self._land(transfer)
+        if not moved:
+            self._refund(transfer)
+        self._line_up_if_newer(transfer)
 
     def retry(self) -> None:
         """Puts all that was set aside back in line, by utility."""
@@ -154,6 +161,10 @@ class TransferQueue:
         for key, utility in waiting.items():
             heapq.heappush(self._heap, (-utility, key))
         waiting.clear()
+
+    def _line_up_if_newer(self, transfer: Transfer) -> None:
+        if transfer.plan_epoch < self._epoch and transfer.key in self._wanted:
+            heapq.heappush(self._heap, (-self._wanted[transfer.key], transfer.key))
 
     def _land(self, transfer: Transfer) -> None:
         if self._in_flight.pop(transfer.key, None) is None:

@@ -2,8 +2,9 @@
 
 What the device holds is known from its own words (Describe, then the replies to Fill). Before the first plan, and after
 the device was replaced, its slots are filled evenly over the layers; from then on hot experts that it lacks are sent in
-the order of their utility, within the plan's link budget. A newer plan replaces everything not yet under way. What the
-device has no victim for is left until its residents or the plan change: each try may cost a read from disk.
+the order of their utility, within the plan's link budget. A newer plan replaces everything not yet under way; what is
+under way the device itself finishes, or cancels where the newer plan makes it not worth the time. What the device has
+no victim for is left until its residents or the plan change: each try may cost a read from disk.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class DeviceFeeder:
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that crossed the link for transfers asked for here."""
+        """Bytes that crossed the link for transfers asked for here, those in vain included."""
         return self._bytes_sent
 
     @property
@@ -214,17 +215,17 @@ class DeviceFeeder:
         assert self._resident is not None
         self._backoff.succeeded(self._device)
         self._resident.difference_update(keys(reply.evicted))
+        self._bytes_sent += reply.bytes
         if reply.outcome == _Reply.FILLED:
             self._resident.add(transfer.key)
-            self._bytes_sent += reply.bytes
             self._queue.done(transfer)
             self._progress()
         elif reply.outcome == _Reply.ALREADY_RESIDENT:
             self._resident.add(transfer.key)
             self._queue.done(transfer, moved=False)
-        elif reply.outcome == _Reply.STALE:
+        elif reply.outcome in (_Reply.STALE, _Reply.CANCELLED):
             # The device has a newer plan; it is on its way to us too.
-            self._queue.done(transfer, moved=False)
+            self._queue.broken_off(transfer, moved=reply.bytes > 0)
             self._queue.replace(transfer.plan_epoch, [], 0)
         elif reply.outcome == _Reply.NO_VICTIM:
             self._queue.refused(transfer)

@@ -15,21 +15,25 @@ class LinkTotals:
     bytes_moved: int = 0
     transfer_s: float = 0.0
     hidden_s: float = 0.0
+    cancelled: int = 0
+    """Transfers broken off for a newer plan."""
 
     def add(self, timings: steps_pb2.Timings) -> None:
         self.bytes_moved += timings.bytes_moved
         self.transfer_s += timings.transfer_s
         self.hidden_s += timings.transfer_hidden_s
+        self.cancelled += timings.cancelled_transfers
 
     def since(self, start: LinkTotals) -> LinkTotals:
         return LinkTotals(
             self.bytes_moved - start.bytes_moved,
             self.transfer_s - start.transfer_s,
             self.hidden_s - start.hidden_s,
+            self.cancelled - start.cancelled,
         )
 
     def copy(self) -> LinkTotals:
-        return LinkTotals(self.bytes_moved, self.transfer_s, self.hidden_s)
+        return LinkTotals(self.bytes_moved, self.transfer_s, self.hidden_s, self.cancelled)
 
 
 @dataclass
@@ -137,6 +141,7 @@ class Tally:
             bytes_moved=moved.bytes_moved,
             transfer_s=moved.transfer_s,
             transfer_hidden_s=moved.hidden_s,
+            cancelled_transfers=moved.cancelled,
             plan_ms=[plan.seconds * 1e3 for plan in self.plans],
             solver_statuses=[plan.status for plan in self.plans],
             solvers=[plan.solver for plan in self.plans],

@@ -114,6 +114,8 @@ class GenerationStatistics:
     """Too few were: plans had stopped transferring, but for probes, at the end."""
     prediction_errors: Mapping[str, float] = field(default_factory=dict)
     """Of the cost model at the end, by measured actor: median |predicted - measured| / measured."""
+    cancelled_transfers: int = 0
+    """Broken off for a newer plan, which made them not worth the rest of their time on the link."""
     stop: str | None = None
     """The stop string that ended it."""
     stop_token_id: int | None = None

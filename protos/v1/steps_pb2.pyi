@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DeviceDescription(_message.Message):
-    __slots__ = ("name", "version", "torch_device", "emulated", "model", "store_fingerprint", "slots", "slot_bytes", "kv_budget_bytes", "kv_bytes_per_token", "context_length", "eos_token_ids", "drafts", "resident", "ready", "resident_bytes", "kv_reserved_bytes", "stale_plans", "vocab_size")
+    __slots__ = ("name", "version", "torch_device", "emulated", "model", "store_fingerprint", "slots", "slot_bytes", "kv_budget_bytes", "kv_bytes_per_token", "context_length", "eos_token_ids", "drafts", "resident", "ready", "resident_bytes", "kv_reserved_bytes", "stale_plans", "vocab_size", "cancelled_transfers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TORCH_DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class DeviceDescription(_message.Message):
     KV_RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STALE_PLANS_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     torch_device: str
@@ -51,7 +52,8 @@ class DeviceDescription(_message.Message):
     kv_reserved_bytes: int
     stale_plans: int
     vocab_size: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., torch_device: _Optional[str] = ..., emulated: _Optional[bool] = ..., model: _Optional[_Union[ModelShape, _Mapping]] = ..., store_fingerprint: _Optional[str] = ..., slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[str]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., ready: _Optional[bool] = ..., resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., stale_plans: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
+    cancelled_transfers: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., torch_device: _Optional[str] = ..., emulated: _Optional[bool] = ..., model: _Optional[_Union[ModelShape, _Mapping]] = ..., store_fingerprint: _Optional[str] = ..., slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[str]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., ready: _Optional[bool] = ..., resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., stale_plans: _Optional[int] = ..., vocab_size: _Optional[int] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
 
 class ModelShape(_message.Message):
     __slots__ = ("layer_ids", "n_experts", "top_k", "hidden_size", "intermediate_size", "expert_bytes")
@@ -236,7 +238,7 @@ class LayerCounts(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ..., used: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("draft_s", "verify_s", "local_s", "wait_s", "expert_calls", "fallback_experts", "samples", "transfer_s", "transfer_hidden_s", "bytes_moved", "transfers")
+    __slots__ = ("draft_s", "verify_s", "local_s", "wait_s", "expert_calls", "fallback_experts", "samples", "transfer_s", "transfer_hidden_s", "bytes_moved", "transfers", "cancelled_transfers")
     DRAFT_S_FIELD_NUMBER: _ClassVar[int]
     VERIFY_S_FIELD_NUMBER: _ClassVar[int]
     LOCAL_S_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +250,7 @@ class Timings(_message.Message):
     TRANSFER_HIDDEN_S_FIELD_NUMBER: _ClassVar[int]
     BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     draft_s: float
     verify_s: float
     local_s: float
@@ -259,7 +262,8 @@ class Timings(_message.Message):
     transfer_hidden_s: float
     bytes_moved: int
     transfers: int
-    def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ...) -> None: ...
+    cancelled_transfers: int
+    def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
 
 class CostSample(_message.Message):
     __slots__ = ("actor", "experts", "pairs", "seconds", "waited_s")
@@ -356,12 +360,14 @@ class FillReply(_message.Message):
         NO_VICTIM: _ClassVar[FillReply.Outcome]
         STALE: _ClassVar[FillReply.Outcome]
         NOT_IN_ARENA: _ClassVar[FillReply.Outcome]
+        CANCELLED: _ClassVar[FillReply.Outcome]
     OUTCOME_UNSPECIFIED: FillReply.Outcome
     FILLED: FillReply.Outcome
     ALREADY_RESIDENT: FillReply.Outcome
     NO_VICTIM: FillReply.Outcome
     STALE: FillReply.Outcome
     NOT_IN_ARENA: FillReply.Outcome
+    CANCELLED: FillReply.Outcome
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     EVICTED_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_models import make_qwen3_moe
 from tiny_worker import worker
 
 from moespac.actors.core import ExpertKey
+from moespac.actors.gpu_device.link import PIECE, CudaLink
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,6 +47,28 @@ def test_slots_hold_what_the_store_holds(models):
             device.source.with_experts(key.layer, [key.expert], use)
             np.testing.assert_array_equal(in_slot, seen[-1])
         device.slots.check_integrity()
+
+
+def test_a_copy_over_the_bus_is_whole_or_broken_off_between_two_pieces():
+    memory = np.frombuffer(mmap.mmap(-1, 6 * PIECE), np.uint8)
+    memory[:] = np.random.default_rng(0).integers(0, 256, memory.size, np.uint8)
+    block = memory[PIECE : 6 * PIECE - 100]
+    link = CudaLink(torch.device("cuda:0"), lambda: memory, block.nbytes)
+    try:
+        for limit in (block.nbytes, 2 * PIECE, 0):
+            slot, looks = torch.zeros(block.nbytes, dtype=torch.uint8, device="cuda:0"), []
+
+            def wanted(arrived: int, looks=looks, limit=limit) -> bool:
+                looks.append(arrived)
+                return arrived < limit
+
+            moved = link.move(block, slot, None, wanted)
+            assert looks == sorted(looks) and looks[-1] <= moved
+            assert moved == block.nbytes if limit == block.nbytes else moved < block.nbytes
+            np.testing.assert_array_equal(slot.cpu().numpy()[:moved], block[:moved])
+            assert not slot[moved:].any()
+    finally:
+        link.close()
 
 
 @pytest.mark.parametrize("gamma", [0, 4, 8])

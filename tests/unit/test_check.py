@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from moespac.cluster.check import check, run_check
 from moespac.cluster.cli import app
+from moespac.configs import ConfigError
 
 DEPLOYMENT = """\
 name: small
@@ -55,6 +56,21 @@ def changed(folder: Path, old: str, new: str) -> Path:
     assert text.count(old) == 1
     file.write_text(text.replace(old, new))
     return file
+
+
+INFEASIBLE = [
+    ("expert_memory: 36KiB", "expert_memory: 1KiB", "devices[0].expert_memory"),
+    ("kv_memory: 1MiB", "kv_memory: 0", "devices[0].kv_memory"),
+    ("host_memory: 1MiB", "host_memory: 0", "prefetcher.host_memory"),
+]
+
+
+@pytest.mark.parametrize("old,new,key", INFEASIBLE)
+def test_what_cannot_work_is_refused_before_anything_starts(folder, monkeypatch, old, new, key):
+    monkeypatch.setattr("moespac.cluster.serve.Service.start", lambda self: pytest.fail("started"))
+    made = CliRunner().invoke(app, ["serve", str(changed(folder, old, new))])
+    assert made.exit_code == 1 and isinstance(made.exception, ConfigError)
+    assert made.exception.key == key and made.exception.line and "set it to" in made.exception.remedy
 
 
 def only_problem(file: Path):

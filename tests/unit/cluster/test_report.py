@@ -41,6 +41,7 @@ FULL = pb.Statistics(
     fallback_experts=2,
     emulated=True,
     restarts=1,
+    cancelled_transfers=3,
 )
 
 
@@ -81,7 +82,7 @@ def test_table_has_every_figure():
         ("demand recall", "85.0 %"),
         ("tokens per step", "3.20", "40 decode steps"),
         ("hit rate of hot experts", "75.0 %"),
-        ("bytes moved", "1.5 MiB", "emulated link"),
+        ("bytes moved", "1.5 MiB", "emulated link; 3 transfers cancelled"),
         ("transfer time hidden", "80.0 %", "400.0 ms of 500.0 ms"),
         ("plan time p50 / p99", "50.5 / 99.0 ms", "39 FEASIBLE, 1 GREEDY, 60 OPTIMAL"),
         ("plan gap", "0.5 %", "largest 50.0 %", "100 thresholds"),

@@ -19,7 +19,7 @@ BLOCK = np.arange(100_000, dtype=np.uint32).view(np.uint8)
 def test_bytes_arrive():
     for link in (MemoryLink(), EmulatedLink(LinkConfig(bandwidth=1e9, latency=0.0))):
         slot = torch.zeros(BLOCK.nbytes, dtype=torch.uint8)
-        link.move(BLOCK, slot, None)
+        assert link.move(BLOCK, slot, None, lambda moved: True) == BLOCK.nbytes
         assert np.array_equal(slot.numpy(), BLOCK)
 
 
@@ -27,7 +27,7 @@ def test_an_emulated_link_is_no_faster_than_it_says():
     link = EmulatedLink(LinkConfig(bandwidth=10e6, latency=0.005))  # 40 ms a block
 
     def move() -> None:
-        link.move(BLOCK, torch.zeros(BLOCK.nbytes, dtype=torch.uint8), None)
+        link.move(BLOCK, torch.zeros(BLOCK.nbytes, dtype=torch.uint8), None, lambda moved: True)
 
     threads = [threading.Thread(target=move) for _ in range(3)]
     started = time.monotonic()
@@ -36,6 +36,29 @@ def test_an_emulated_link_is_no_faster_than_it_says():
     for thread in threads:
         thread.join()
     assert time.monotonic() - started >= 3 * 0.04 + 0.005
+
+
+@pytest.mark.parametrize("link", [MemoryLink(), EmulatedLink(LinkConfig(bandwidth=1e9, latency=0.0))])
+def test_a_copy_that_is_not_wanted_any_more_ends_between_two_pieces(link):
+    looks, slot = [], torch.zeros(BLOCK.nbytes, dtype=torch.uint8)
+
+    def wanted(moved: int) -> bool:
+        assert np.array_equal(slot[:moved].numpy(), BLOCK[:moved])
+        looks.append(moved)
+        return moved < BLOCK.nbytes / 2
+
+    moved = link.move(BLOCK, slot, None, wanted)
+    assert looks[0] == 0 and looks == sorted(looks) and moved == looks[-1] == BLOCK.nbytes / 2
+    assert np.array_equal(slot[:moved].numpy(), BLOCK[:moved]) and not slot[moved:].any()
+
+
+def test_a_copy_broken_off_has_used_the_link_for_what_moved():
+    link = EmulatedLink(LinkConfig(bandwidth=BLOCK.nbytes / 4, latency=0.0))  # 4 s a block, half a second a piece
+    started = time.monotonic()
+    moved = link.move(BLOCK, torch.zeros(BLOCK.nbytes, dtype=torch.uint8), None, lambda moved: moved == 0)
+    small = BLOCK[: BLOCK.nbytes // 100]
+    link.move(small, torch.zeros(small.nbytes, dtype=torch.uint8), None, lambda moved: True)
+    assert moved == BLOCK.nbytes / 8 and 0.54 <= time.monotonic() - started < 4
 
 
 def test_service_time_leaves_out_the_wait_for_the_transfer_before():

@@ -6,6 +6,8 @@ import time
 from contextlib import closing
 from dataclasses import replace
 
+import pytest
+import torch
 from tiny_device import make_store
 from tiny_models import make_qwen3_moe
 
@@ -13,7 +15,7 @@ from moespac.actors.core import CostSample
 from moespac.actors.cost_conditions import conditions
 from moespac.actors.cost_file import CostFile
 from moespac.actors.gpu_device.actor import GpuDeviceActor
-from moespac.actors.gpu_device.loading import known_costs
+from moespac.actors.gpu_device.loading import DeviceUnusable, fitting, known_costs
 from moespac.actors.prefetcher.arena import Arena
 from moespac.actors.prefetcher.loader import Loader
 from moespac.actors.prefetcher.service import Engine, PrefetcherService
@@ -23,6 +25,17 @@ from moespac.actors.transport.peers import Peers
 from moespac.actors.transport.server import ActorServer
 from moespac.configs import CpuDeviceConfig, Deployment, GpuDeviceConfig, ModelConfig, PrefetcherConfig
 from moespac.protos.v1.steps_pb2_grpc import add_PrefetcherServicer_to_server
+
+
+def test_what_the_device_has_no_memory_for_is_named_with_a_remedy():
+    config = GpuDeviceConfig(name="gpu-0", torch_device="cpu", expert_memory=0, kv_memory=2**20)
+    with (
+        pytest.raises(DeviceUnusable, match=r"devices\.gpu-0: the trunk does not fit in the memory of cpu: choose"),
+        fitting(config, "the trunk", "choose another"),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="of another kind"), fitting(config, "the trunk", "choose another"):
+        raise RuntimeError("of another kind")
 
 
 def test_an_arena_on_another_host_is_refused_at_once(tmp_path):

@@ -16,6 +16,7 @@ from tiny_worker import until_serving, worker
 
 from moespac.actors.core import Sampling
 from moespac.actors.gpu_device.actor import GpuDeviceActor
+from moespac.actors.gpu_device.link import EmulatedLink
 from moespac.actors.prefetcher.actor import PrefetcherActor
 from moespac.actors.transport.endpoint import Endpoint, PeerUnknown
 from moespac.actors.transport.peers import open_channel
@@ -243,6 +244,31 @@ def test_a_request_is_charged_only_for_transfers_of_its_time(system):
     assert (busy.transfers, busy.bytes_moved) == (1, 3072) and busy.transfer_s > 0
     for name in ("first", "second"):
         system.close(name)
+
+
+def test_a_transfer_cancelled_for_a_newer_plan_is_accounted_for(system, monkeypatch):
+    system.until_resident(SLOTS)
+    slots = system.actor._service._device.slots
+    monkeypatch.setattr(slots, "_link", EmulatedLink(LinkConfig(bandwidth=3072, latency=0.0)))  # an eighth in 125 ms
+    absent = next(key for key in ((2, e) for e in range(7)) if key not in slots.residents())
+    # The newer plan wants the last expert of every layer, no more; one of them has to be away.
+    epoch, before = 2 * 10**6, system.describe().cancelled_transfers
+    layers = [pb.LayerPlan(layer=layer, threshold=1, utilities=[0] * 7 + [5]) for layer in range(3)]
+    assert any((layer, 7) not in slots.residents() for layer in range(3))
+    fill = pb.FillRequest(expert=pb.ExpertRef(layer=absent[0], expert=absent[1]), plan_epoch=epoch, utility=10**4)
+    system.open("beside", reserve=80)
+    filling = system.stub.Fill.future(fill, timeout=20)
+    while not slots._flights:
+        time.sleep(0.001)
+    assert system.stub.SetPlan(pb.Plan(epoch=epoch, layers=layers, link_budget_bytes=2**20), timeout=10).accepted
+    assert filling.result().outcome == pb.FillReply.CANCELLED
+    reply = system.step("beside", trace=True)
+    system.close("beside")
+    assert (reply.timings.transfers, reply.timings.cancelled_transfers) == (0, 1)
+    assert reply.timings.bytes_moved == filling.result().bytes < 3072
+    assert "link" not in {sample.actor for sample in reply.timings.samples}
+    assert [s.name for s in reply.spans if s.row == "transfers"] == [f"layer 2 expert {absent[1]}, cancelled"]
+    assert system.describe().cancelled_transfers == before + 1 and absent not in slots.residents()
 
 
 def test_two_requests_take_turns_without_disturbing_each_other(system):

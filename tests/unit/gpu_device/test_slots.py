@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import torch
 from tiny_device import CPU
 
 from moespac.actors.core import ExpertKey, ModelShape, Plan
-from moespac.actors.gpu_device.link import MemoryLink
-from moespac.actors.gpu_device.slots import BudgetTooSmall, ExpertSlots, Outcome
+from moespac.actors.gpu_device.link import EmulatedLink, MemoryLink
+from moespac.actors.gpu_device.slots import BudgetTooSmall, ExpertSlots, Filled, Outcome
 from moespac.actors.prefetcher.arena import Arena, ArenaReader
 from moespac.actors.prefetcher.source import ExpertSource
+from moespac.configs import LinkConfig
 
 SHAPE = ModelShape(layer_ids=(0, 1), n_experts=4, top_k=2, hidden_size=8, intermediate_size=4, expert_bytes=1000)
 SLOT = 1024
@@ -65,6 +67,7 @@ def _content(slots: ExpertSlots, key: ExpertKey) -> set[int]:
 def test_slots_are_what_the_budget_holds():
     assert ExpertSlots(SHAPE, 5 * SLOT - 1, CPU, MemoryLink()).slots == 4
     assert ExpertSlots(SHAPE, 0, CPU, MemoryLink()).slots == 0
+    assert ExpertSlots(SHAPE, 2**50, CPU, MemoryLink()).slots == 8, "more than one for every expert are of no use"
 
 
 def test_a_budget_below_one_expert_names_both_numbers():
@@ -155,9 +158,10 @@ def test_a_block_overwritten_while_it_is_copied_is_not_shown(host):
     key = ExpertKey(0, 1)
 
     class Overtaken(MemoryLink):
-        def move(self, block, slot, read_last):
-            super().move(block, slot, read_last)
+        def move(self, block, slot, read_last, wanted):
+            moved = super().move(block, slot, read_last, wanted)
             host.write(key, 1, 99)
+            return moved
 
     slots = _slots(1, Overtaken())
     filled = slots.fill(host.source(), key, 1, 0)
@@ -168,7 +172,7 @@ def test_a_block_overwritten_while_it_is_copied_is_not_shown(host):
 
 def test_a_failing_link_frees_the_slot(host):
     class Broken(MemoryLink):
-        def move(self, block, slot, read_last):
+        def move(self, block, slot, read_last, wanted):
             raise RuntimeError("no route")
 
     slots = _slots(1, Broken())
@@ -176,6 +180,115 @@ def test_a_failing_link_frees_the_slot(host):
         slots.fill(host.source(), ExpertKey(0, 0), 1, 0)
     slots.check_integrity()
     assert slots.residents() == []
+
+
+class Stopped(MemoryLink):
+    """Copies `eighths` of an expert, then waits for `go`."""
+
+    def __init__(self, eighths: int) -> None:
+        self.eighths, self.reached, self.go = eighths, threading.Event(), threading.Event()
+
+    def move(self, block, slot, read_last, wanted):
+        def look(moved: int) -> bool:
+            goes_on = wanted(moved)
+            if moved == block.nbytes * self.eighths // 8:
+                self.reached.set()
+                assert self.go.wait(20)
+                goes_on = wanted(moved)
+            return goes_on
+
+        return super().move(block, slot, read_last, look)
+
+
+def _overtaken(host, slots: ExpertSlots, link: Stopped, key: ExpertKey, plan: Plan) -> Filled:
+    """A fill of `key` during which `plan` comes."""
+    filled = []
+    thread = threading.Thread(target=lambda: filled.append(slots.fill(host.source(), key, 1, 0)))
+    thread.start()
+    assert link.reached.wait(20)
+    slots.set_plan(plan)
+    slots.check_integrity()
+    link.go.set()
+    thread.join()
+    return filled[0]
+
+
+HOT = _plan(1, [[0, 3, 0, 0], [0, 0, 0, 0]])
+"""Layer 0's expert 1 and nothing else."""
+
+
+def test_a_transfer_that_a_newer_plan_makes_cold_is_cancelled(host):
+    link, cold, hot = Stopped(eighths=3), ExpertKey(0, 0), ExpertKey(0, 1)
+    slots = _slots(1, link)
+    filled = _overtaken(host, slots, link, cold, HOT)
+    assert (filled.outcome, filled.bytes) == (Outcome.CANCELLED, 375)
+    assert slots.residents() == [] and slots.cancelled == 1
+    assert [(t.bytes, t.cancelled) for t in slots.transfers.take()] == [(375, True)]
+    slots.check_integrity()
+    # Its slot is free, and nothing of it is left there.
+    assert slots.fill(host.source(), hot, 3, 1).evicted == ()
+    assert slots.residents() == [hot] and _content(slots, hot) == {1} and slots.cancelled == 1
+
+
+@pytest.mark.parametrize(
+    "why,plan",
+    [
+        ("it is the plan's most wanted", _plan(1, [[3, 3, 0, 0], [0, 0, 0, 0]])),
+        ("nothing else may use the link", replace(HOT, link_budget_bytes=SHAPE.expert_bytes - 1)),
+        ("the plan is the one it was begun for", replace(HOT, epoch=0)),
+    ],
+)
+def test_a_transfer_goes_on_where(host, why, plan):
+    link, key = Stopped(eighths=3), ExpertKey(0, 0)
+    slots = _slots(1, link)
+    if plan.epoch == 0:
+        slots.set_plan(plan)
+    assert _overtaken(host, slots, link, key, plan).outcome is Outcome.FILLED, why
+    assert _content(slots, key) == {0} and slots.cancelled == 0
+
+
+@pytest.mark.parametrize("eighths,outcome", [(1, Outcome.CANCELLED), (7, Outcome.FILLED)])
+def test_a_transfer_of_some_use_is_cancelled_early_and_finished_late(host, eighths, outcome):
+    """Cold, but used more than the resident that leaves next."""
+    link, resident = Stopped(eighths=9), ExpertKey(1, 0)
+    slots = _slots(2, link)
+    slots.fill(host.source(), resident, 1, 0)
+    link.eighths = eighths
+    plan = _plan(1, [[1, 5, 0, 0], [0, 0, 0, 0]], thresholds=(5, 5))
+    assert _overtaken(host, slots, link, ExpertKey(0, 0), plan).outcome is outcome
+
+
+def test_a_transfer_cancelled_as_it_ends_has_been_made(host):
+    class Late(Stopped):
+        def move(self, block, slot, read_last, wanted):
+            moved = MemoryLink.move(self, block, slot, read_last, wanted)
+            self.reached.set()
+            assert self.go.wait(20)
+            return moved
+
+    link, key = Late(eighths=8), ExpertKey(0, 0)
+    slots = _slots(1, link)
+    assert _overtaken(host, slots, link, key, HOT).outcome is Outcome.FILLED
+    assert _content(slots, key) == {0} and slots.cancelled == 0
+
+
+def test_a_slow_link_is_free_soon_after_a_cancelled_transfer(host):
+    link = EmulatedLink(
+        LinkConfig(bandwidth=SHAPE.expert_bytes / 4, latency=0.0)
+    )  # 4 s an expert, half a second a piece
+    slots, filled = _slots(1, link), []
+    started = time.monotonic()
+    thread = threading.Thread(target=lambda: filled.append(slots.fill(host.source(), ExpertKey(0, 0), 1, 0)))
+    thread.start()
+    while not slots._flights:
+        time.sleep(0.001)
+    slots.set_plan(HOT)
+    thread.join()
+    one = np.zeros(1, dtype=np.uint8)
+    link.move(one, torch.zeros(1, dtype=torch.uint8), None, lambda moved: True)
+    assert time.monotonic() - started < 3.5
+    assert filled[0].outcome is Outcome.CANCELLED and filled[0].bytes < SHAPE.expert_bytes / 2
+    slots.check_integrity()
 
 
 def test_a_pinned_slot_is_not_given_away(host):

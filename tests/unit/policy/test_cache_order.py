@@ -1,7 +1,7 @@
 """Slots: who lies where, who leaves for whom."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -136,6 +136,20 @@ def test_no_slots_no_fills():
     cache.check_integrity()
 
 
+@given(st.lists(st.integers(0, 5), max_size=6), st.integers(0, 5))
+def test_expendable_slots_are_those_taken_before_the_newcomers(utilities, utility):
+    cache, newcomer = ExpertCache(7), ExpertKey(9, 9)
+    for expert, other in enumerate(utilities):
+        cache.begin_fill(ExpertKey(0, expert), other)
+        cache.commit(ExpertKey(0, expert))
+    cache.begin_fill(newcomer, utility)
+    expected, fills = cache.expendable(utility), 0
+    cache.commit(newcomer)
+    while cache.begin_fill(ExpertKey(1, fills), 6).evicted != newcomer:
+        fills += 1
+    assert fills == expected
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -237,6 +251,8 @@ class CacheMachine(RuleBasedStateMachine):
         assert sorted(residents) == sorted(self.resident)
         assert [self.utility[key] for key in residents] == sorted(self.utility[key] for key in residents)
         assert all(self.cache.lookup(key) == slot for key, slot in self.resident.items())
+        placed = {*self.resident, *self.filling}
+        assert all((key in self.cache) == (key in placed) for key in {*placed, *self.utility, A, B})
         assert all(self.cache.is_filling(key) and self.cache.lookup(key) is None for key in self.filling)
         assert self.cache.free_slots == self.slots - len(self.resident) - len(self.filling)
 

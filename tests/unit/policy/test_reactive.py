@@ -78,6 +78,14 @@ def test_a_call_is_not_worth_its_overhead_for_little_work():
     assert split_misses({3: 1, 1: 1}, [here, far]) == [[1, 3], []]
 
 
+def test_a_call_that_dwarfs_its_experts():
+    """So long that adding them changes no digit of it."""
+    worker = WorkerCost("w", 1e9, 0.0, 0.0)
+    assert split_misses({3: 1, 1: 4}, [worker]) == [[1, 3]]
+    shares = split_misses({e: 1 + e % 2 for e in range(20)}, [worker] * 3)
+    assert sorted(e for share in shares for e in share) == list(range(20))
+
+
 def test_no_worker():
     assert split_misses({}, []) == []
     with pytest.raises(ValueError, match="no worker"):

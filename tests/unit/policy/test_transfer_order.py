@@ -132,7 +132,7 @@ def test_what_did_not_move_gives_its_bytes_back():
                 st.lists(st.tuples(st.builds(ExpertKey, st.integers(0, 2), st.integers(0, 3)), st.integers(1, 5))),
                 st.integers(0, 60),
             ),
-            st.tuples(st.sampled_from(["pop", "done", "failed", "aside", "retry", "refused", "readmit"])),
+            st.tuples(st.sampled_from(["pop", "done", "failed", "aside", "retry", "refused", "readmit", "broken"])),
         ),
         max_size=40,
     )
@@ -177,10 +177,13 @@ def test_never_over_budget_never_twice_never_out_of_order(steps):
                 if key in wishes:
                     refused[key] = wishes[key]
             else:
-                queue.done(transfer, moved=step[0] == "done")
-                if step[0] == "failed" and transfer.plan_epoch < epoch and key in wishes:
+                if step[0] == "broken":
+                    queue.broken_off(transfer, moved=True)
+                else:
+                    queue.done(transfer, moved=step[0] == "done")
+                if step[0] != "done" and transfer.plan_epoch < epoch and key in wishes:
                     line[key] = wishes[key]
-            if step[0] != "done" and transfer.plan_epoch == epoch:
+            if step[0] not in ("done", "broken") and transfer.plan_epoch == epoch:
                 charged -= 10
         assert (queue.budget_left, len(queue)) == (budget - charged, len(line) + len(aside) + len(refused))
         assert set(queue.in_flight) == set(flying)
@@ -195,6 +198,20 @@ def test_a_transfer_overtaken_by_a_plan_that_wants_it_too_is_made_for_that_plan(
     queue.done(dropped, moved=False)
     queue.done(overtaken, moved=False)
     assert drain(queue) == [C, A], "at the new plan's utility and within its budget; nobody wants B any more"
+
+
+def test_what_was_broken_off_is_made_again_if_the_plan_that_did_it_wants_it():
+    queue = TransferQueue(10)
+    queue.replace(1, [(A, 3), (B, 2)], 20)
+    demoted, dropped = queue.pop(), queue.pop()
+    queue.replace(2, [(C, 2), (A, 1)], 20)
+    queue.broken_off(dropped, moved=True)
+    queue.broken_off(demoted, moved=True)
+    assert drain(queue) == [C, A]
+    queue = TransferQueue(10)
+    queue.replace(1, [(A, 3), (B, 3)], 20)
+    queue.broken_off(queue.pop(), moved=False)
+    assert (queue.budget_left, drain(queue)) == (20, [B]), "not for the plan that it was begun for"
 
 
 @pytest.mark.parametrize(

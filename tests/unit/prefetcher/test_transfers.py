@@ -1,5 +1,6 @@
 """Feeding a device: what is sent, in which order, within which budget, and what is tried again when."""
 
+import threading
 import time
 
 import pytest
@@ -192,17 +193,60 @@ def test_a_replaced_device_gets_the_plans_budget_anew_and_not_more(rig, store):
     assert len(settled(running)) == 1
 
 
+class Held(MemoryLink):
+    """While `holding`, copies stop after their first piece until `go`."""
+
+    def __init__(self):
+        self.holding, self.go = False, threading.Event()
+        self.reached = threading.Event()
+
+    def move(self, block, slot, read_last, wanted):
+        def look(moved):
+            if self.holding and moved:
+                self.reached.set()
+                assert self.go.wait(20)
+            return wanted(moved)
+
+        return super().move(block, slot, read_last, look)
+
+
+@pytest.mark.parametrize("still_wanted", [False, True])
+def test_a_newer_plan_cancels_what_is_under_way(rig, store, payloads, still_wanted):
+    """And has it sent again in its turn, if it wants it too."""
+    running, link = rig().serve(), Held()
+    device = running.with_device(slots=4, link=link)
+    until(lambda: running.feeder.preloaded)
+    sent = running.feeder.bytes_sent
+    device.fills.clear()
+    overtaken, link.holding = ExpertKey(2, 7), True
+    follow(running, plan(store.shape, {overtaken: 5}, epoch=1))
+    assert link.reached.wait(20)
+    urgent = {ExpertKey(layer, 6): 9 - layer for layer in range(3)}
+    follow(running, plan(store.shape, urgent | ({overtaken: 1} if still_wanted else {}), epoch=2))
+    link.holding = False
+    link.go.set()
+    last = [(overtaken, 2, "FILLED")] if still_wanted else []
+    until(lambda: len(device.fills) == 4 + still_wanted)
+    assert device.fills == [(overtaken, 1, "CANCELLED"), *((key, 2, "FILLED") for key in urgent), *last]
+    until(lambda: running.feeder.bytes_sent == sent + EXPERT // 8 + EXPERT * (3 + still_wanted))
+    content = device.content()
+    assert {*urgent, *(key for key, *_ in last)} <= set(content)
+    assert all(payloads[key] == data for key, data in content.items())
+    device.slots.check_integrity()
+
+
 class Overtaken(MemoryLink):
     """The arena's block is written anew during every copy."""
 
     arena = None
 
-    def move(self, block, slot, read_last):
-        super().move(block, slot, read_last)
+    def move(self, block, slot, read_last, wanted):
+        moved = super().move(block, slot, read_last, wanted)
         for layer in range(3):
             if (at := self.arena.block_of(ExpertKey(layer, 7))) is not None:
                 self.arena.invalidate(ExpertKey(layer, 7))
                 self.arena.publish(ExpertKey(layer, 7), at)
+        return moved
 
 
 @pytest.mark.parametrize("budget,rounds,tries", [(3 * EXPERT, 30, 3), (10**9, 4, 5)])

@@ -73,7 +73,9 @@ def test_statistics():
     tally.add_tokens(1, 10.5)
     window = steps_pb2.Window(tokens=5, layers=[steps_pb2.LayerCounts(layer=0, used=4, hits=3)])
     for _ in range(2):
-        timings = steps_pb2.Timings(expert_calls=1, bytes_moved=100, transfer_s=0.2, transfer_hidden_s=0.1)
+        timings = steps_pb2.Timings(
+            expert_calls=1, bytes_moved=100, transfer_s=0.2, transfer_hidden_s=0.1, cancelled_transfers=2
+        )
         tally.add_step(steps_pb2.StepReply(proposed=4, accepted=3, window=window, timings=timings))
         link.add(timings)
     tally.add_tokens(4, 11.5)
@@ -87,13 +89,15 @@ def test_statistics():
     assert statistics.tpot_s == pytest.approx(2.0 / 8)
     assert statistics.tokens_per_second == pytest.approx(9 / 3.0)
     assert statistics.bytes_moved == 200 and statistics.transfer_hidden_s == pytest.approx(0.2)
+    assert statistics.cancelled_transfers == 4
     assert list(statistics.solver_statuses) == ["OPTIMAL"] and list(statistics.solvers) == ["thresholds"]
     assert list(statistics.plan_ms) == [2.0] and list(statistics.plan_gaps) == [0.25]
 
 
 def test_transfers_before_a_request_are_not_its_own():
     link = LinkTotals()
-    link.add(steps_pb2.Timings(bytes_moved=500))
+    link.add(steps_pb2.Timings(bytes_moved=500, cancelled_transfers=3))
     tally = Tally(0.0, link.copy())
-    link.add(steps_pb2.Timings(bytes_moved=70))
-    assert tally.statistics(pb.Statistics.LENGTH, 1, 1.0, link, False).bytes_moved == 70
+    link.add(steps_pb2.Timings(bytes_moved=70, cancelled_transfers=1))
+    statistics = tally.statistics(pb.Statistics.LENGTH, 1, 1.0, link, False)
+    assert (statistics.bytes_moved, statistics.cancelled_transfers) == (70, 1)
