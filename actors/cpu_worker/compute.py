@@ -26,14 +26,20 @@ class ExpertComputer:
     dtype: torch.dtype
 
     def rows(
-        self, call: DecodedCall, wanted: Callable[[], bool], deadline: float | None = None
+        self,
+        call: DecodedCall,
+        wanted: Callable[[], bool],
+        deadline: float | None = None,
+        out: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float]:
         """The rows, float32 [pairs, H] in the call's pair order, and the seconds spent waiting for weights.
 
+        Rows are written to `out`, a new tensor if None.
         `wanted` is asked before each run of the kernel; GaveUp is raised when it says no. Weights
         are not waited for beyond `deadline`, on `time.monotonic`. Raises what `ExpertSource.with_experts` raises.
         """
-        out = torch.empty(len(call.token_rows), call.hidden.shape[1])
+        if out is None:
+            out = torch.empty(len(call.token_rows), call.hidden.shape[1])
         hidden = call.hidden.to(self.dtype)
         spans = dict(zip(call.experts, call.spans, strict=True))
 

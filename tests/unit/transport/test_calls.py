@@ -171,7 +171,7 @@ def test_another_store_is_refused_and_the_worker_left_alone_for_a_while(endpoint
 
 
 def test_a_caller_of_another_version_is_refused(endpoint, fingerprint) -> None:
-    message = encode_call(fingerprint, 0, [], LAYER, hidden_states(2), some_pairs({1: 2}, 2))
+    message = encode_call(fingerprint, 0, [], LAYER, hidden_states(2), some_pairs({1: 2}, 2)).message()
     refusal = r"version mismatch: the caller runs moespac 9\.9"
     with (
         grpc.insecure_channel(endpoint.address) as channel,
