@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
 import uuid
@@ -51,6 +52,8 @@ class _Connection:
         self.socket, self.refusal = connection, refusal
         self.greeted = False
         self.memory: Memory | None = None
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
 
     def hello(self) -> None:
         """Takes the memory over, or notes why not. Raises LaneLost."""
@@ -74,13 +77,13 @@ class _Connection:
 
     def wanted(self, deadline: float) -> bool:
         """False when the caller has closed its end, or its deadline has passed."""
-        try:
-            there = self.socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return time.monotonic() < deadline
-        except OSError:
-            return False
-        return bool(there) and time.monotonic() < deadline
+        if self._poll.poll(0):
+            # Something came: its end, or a caller's next call before the answer to this one.
+            try:
+                return bool(self.socket.recv(1, socket.MSG_PEEK)) and time.monotonic() < deadline
+            except OSError:
+                return False
+        return time.monotonic() < deadline
 
     def close(self) -> None:
         self.socket.close()

@@ -58,7 +58,7 @@ class _Part:
 
     @property
     def sizes(self) -> list[int]:
-        return [len(rows) for _, rows, _ in self.pairs]
+        return [rows.numel() for _, rows, _ in self.pairs]
 
     def served(self, arrived: Arrived) -> ServedPart:
         reply = arrived.reply
@@ -114,7 +114,7 @@ class PendingCall:
                 self._send_upto(index + PARTS_IN_FLIGHT)
                 arrived = self._receive(part)
                 served.append(part.served(arrived))
-                for (expert, _, _), share in zip(part.pairs, arrived.rows.split(part.sizes), strict=True):
+                for (expert, _, _), share in zip(part.pairs, arrived.rows.split_with_sizes(part.sizes), strict=True):
                     shares.setdefault(expert, []).append(share)
             self.served = tuple(served)
             self._rows = {e: rows[0] if len(rows) == 1 else torch.cat(rows) for e, rows in shares.items()}
@@ -234,6 +234,6 @@ class ExpertCaller:
 
 def _on_host(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # `to` takes longer to find out that there is nothing to do.
-    if tensor.dtype is dtype and tensor.device.type == "cpu" and not tensor.requires_grad:
+    if tensor.dtype is dtype and tensor.is_cpu and not tensor.requires_grad:
         return tensor
     return tensor.detach().to("cpu", dtype)

@@ -116,21 +116,20 @@ def encode_call(
     pairs: Sequence[ExpertPairs],
 ) -> EncodedCall:
     """The call for `pairs` (experts ascending), with the rows of `hidden` (float32 [T, H]) they need."""
-    token_rows = torch.cat([rows for _, rows, _ in pairs]).numpy()
-    needed = np.zeros(len(hidden), dtype=np.bool_)
-    needed[token_rows] = True
-    used = np.flatnonzero(needed)
+    token_rows = torch.cat([rows for _, rows, _ in pairs]).tolist()
+    used = sorted(set(token_rows))
     if len(used) < len(hidden):
-        hidden = hidden[torch.from_numpy(used)]
-        token_rows = (np.cumsum(needed) - 1)[token_rows]
+        hidden = hidden[used]
+        position = {row: index for index, row in enumerate(used)}
+        token_rows = [position[row] for row in token_rows]
     head = ExpertCall(
         store_fingerprint=fingerprint,
         plan_epoch=epoch,
         request_ids=request_ids,
         layer=layer,
         expert_ids=[expert for expert, _, _ in pairs],
-        pair_counts=[len(rows) for _, rows, _ in pairs],
-        token_rows=token_rows.tolist(),
+        pair_counts=[rows.numel() for _, rows, _ in pairs],
+        token_rows=token_rows,
         rows=len(used),
         hidden_size=hidden.shape[1],
     )
@@ -170,16 +169,16 @@ def decode_call(
             f"{pairs} pairs",
             f"a call of {MAX_CALL_BYTES} bytes holds {pairs_per_call(shape.hidden_size)}: cut it",
         )
-    token_rows = np.fromiter(call.token_rows, dtype=np.int64, count=pairs)
-    if token_rows.max() >= call.rows:
-        raise MalformedCall("token_rows", token_rows.max(), f"the call has {call.rows} rows, counted from 0")
+    token_rows = list(call.token_rows)
+    if max(token_rows) >= call.rows:
+        raise MalformedCall("token_rows", max(token_rows), f"the call has {call.rows} rows, counted from 0")
     starts = list(accumulate(counts, initial=0))
     hidden, router_weights = (call.hidden, call.router_weights) if floats is None else floats
     return DecodedCall(
         layer=call.layer,
         experts=experts,
         spans=tuple(slice(a, b) for a, b in pairwise(starts)),
-        token_rows=torch.from_numpy(token_rows),
+        token_rows=torch.from_numpy(np.array(token_rows, dtype=np.int64)),
         hidden=_floats("hidden", hidden, (call.rows, shape.hidden_size)),
         router_weights=_floats("router_weights", router_weights, (pairs,)),
     )
