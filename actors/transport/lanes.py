@@ -23,6 +23,7 @@ from .wire import EncodedCall
 NEGOTIATION_S = 5.0
 """Longest wait for a worker's answers; it may be computing a large call."""
 _HEADROOM = 64
+_LONGEST_S = 1e9
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Lanes:
             self._ended(worker, offer, lane)
             return None
         try:
-            lane.send(call, head, time.time_ns() + round((deadline - time.monotonic()) * 1e9))
+            left_s = min(deadline - time.monotonic(), _LONGEST_S)
+            lane.send(call, head, time.time_ns() + round(left_s * 1e9))
         except LaneLost:
             # gRPC finds out whether the worker is still there.
             lane.close()
