@@ -3,14 +3,15 @@
     python tests/benchmarks/expert_call.py [--seconds 20] [--only small|layer] [--json]
 
 A CPU worker in a process of its own, with one thread, and a caller here, as a device makes its calls: from the hidden
-states to the rows of every expert. Calls over gRPC and over the lane take turns, in an order drawn anew for each
-pair. Times are [10th percentile, median, 90th percentile] in microseconds; ratios are of medians.
+states to the rows of every expert. Runs of ten calls over gRPC and over the lane take turns, in an order drawn anew
+each time. Times are [10th percentile, median, 90th percentile] in microseconds; ratios are of medians.
 
 * `grpc_call_us`, `lane_call_us`, `lane_over_grpc`: one token of 2048 float32 and one expert of 2048 x 16, which takes a
   few microseconds to compute: what a call costs by itself.
 * `grpc_layer_m*_us`, `lane_layer_m*_us`, `lane_over_grpc_layer_m*`: a layer of Qwen3-30B-A3B in bfloat16: 8 of 32
-  experts of 2048 x 768, drawn anew for each pair, which 1, 5 or 9 tokens all chose. `*_outside_us`: medians of what is
-  left without the time that the worker spent computing.
+  experts of 2048 x 768, drawn anew for each call, which 1, 5 or 9 tokens all chose. Their weights push everything
+  else out of the caches, which a call pays for.
+* `*_outside_us`: what is left of a call's time without the worker's time for computing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -47,8 +48,10 @@ HIDDEN, INNER, SMALL_INNER = 2048, 768, 16
 EXPERTS, CHOSEN = 32, 8
 TOKENS = (1, 5, 9)
 DEADLINE_S = 30.0
-WARM_UP = 20
-"""Pairs of calls before those that count: experts come from disk, pages are touched, gRPC connects."""
+RUN = 10
+"""Calls one way in a row. One more before them does not count: gRPC's threads are not done when a call is."""
+WARM_UP = 4
+"""Runs each way before those that count: experts come from disk, pages are touched, gRPC connects."""
 
 
 @contextmanager
@@ -77,19 +80,27 @@ def timed(caller: ExpertCaller, way: str, hidden: torch.Tensor, pairs: list) -> 
 
 
 def compare(callers: dict[str, ExpertCaller], tokens: int, experts: int, seconds: float) -> dict[str, list]:
-    """For each way its calls' times, pair by pair."""
+    """For each way its calls' times."""
     times: dict[str, list] = {way: [] for way in callers}
     hidden = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(tokens))
     draw, rows, weights = random.Random(tokens), torch.arange(tokens), torch.full((tokens,), 1 / experts)
-    end = None
-    while end is None or time.monotonic() < end:
-        chosen = sorted(draw.sample(range(EXPERTS), experts))
-        pairs = [(expert, rows, weights) for expert in chosen]
+    end = time.monotonic() + 3600
+    while time.monotonic() < end:
         for way in draw.sample(list(callers), len(callers)):
-            times[way].append(timed(callers[way], way, hidden, pairs))
-        if len(times["lane"]) == WARM_UP:
+            for number in range(RUN + 1):
+                pairs = [(expert, rows, weights) for expert in sorted(draw.sample(range(EXPERTS), experts))]
+                took = timed(callers[way], way, hidden, pairs)
+                if number:
+                    times[way].append(took)
+        if len(times["lane"]) == WARM_UP * RUN:
             end = time.monotonic() + seconds
-    return {way: seen[WARM_UP:] for way, seen in times.items()}
+    return {way: seen[WARM_UP * RUN :] for way, seen in times.items()}
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """Their 10th percentile, median and 90th percentile."""
+    deciles = statistics.quantiles(values, n=10)
+    return [round(value, 1) for value in (deciles[0], deciles[4], deciles[-1])]
 
 
 def measure(only: str | None, seconds: float) -> dict[str, object]:
@@ -113,11 +124,9 @@ def measure(only: str | None, seconds: float) -> dict[str, object]:
                 result["calls"][name] = len(times["lane"])
                 medians = {}
                 for way, seen in times.items():
-                    totals = [total for total, _ in seen]
-                    deciles = statistics.quantiles(totals, n=10)
-                    medians[way] = statistics.median(totals)
-                    result[f"{way}_{name}_us"] = [round(t, 1) for t in (deciles[0], medians[way], deciles[-1])]
-                    result[f"{way}_{name}_outside_us"] = round(statistics.median(outside for _, outside in seen), 1)
+                    totals, outside = zip(*seen, strict=True)
+                    result[f"{way}_{name}_us"], medians[way] = spread(totals), statistics.median(totals)
+                    result[f"{way}_{name}_outside_us"] = spread(outside)
                 key = "lane_over_grpc" if case == "small" else f"lane_over_grpc_{name}"
                 result[key] = round(medians["lane"] / medians["grpc"], 3)
     return result
