@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import grpc
 import torch
+from google.protobuf.message import DecodeError
 
 from ...protos.v1.experts_pb2 import ExpertRows
 from .errors import Refusal
@@ -97,18 +98,22 @@ class LaneFlight:
         lane, self._lane = self._lane, None
         if lane is None:
             raise Refusal(grpc.StatusCode.CANCELLED, "cancelled by the caller")
+        again: Lane | None = None
         try:
             message, rows, waited = lane.receive(pairs, hidden_size, self._deadline)
             now_ns, reply = time.time_ns(), ExpertRows.FromString(message)
-        except Exception as error:
-            # Also where the worker may still write to the lane's memory.
-            lane.close()
-            if isinstance(error, TimeoutError):
-                raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from error
-            if isinstance(error, LaneLost):
-                self._ended(None)
-                raise Refusal(grpc.StatusCode.UNAVAILABLE, str(error)) from error
-            raise
+            again = lane
+        except TimeoutError as error:
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, str(error)) from error
+        except LaneLost as error:
+            self._ended(None)
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, str(error)) from error
+        except DecodeError as error:
+            raise Refusal(grpc.StatusCode.INTERNAL, f"unusable reply: {error}") from error
+        finally:
+            # After a failure the worker may still write to its memory.
+            if again is None:
+                lane.close()
         self._ended(lane)
         # A reply that was there already came when it had been made; both sides share the clock.
         return Arrived(reply, rows, now_ns if waited else min(now_ns, reply.finished_ns))

@@ -5,7 +5,8 @@ carry, without its floats. Those lie in a memfd that the caller makes and hands 
 half holds hidden states and router weights of the call, its upper half the rows of the reply. A connection carries one
 call at a time; whoever gives a call up closes its connection, which the worker sees between two experts.
 
-Nothing is left behind: the socket's name is abstract, the memory anonymous. Both sides refuse another user.
+Nothing is left behind: the socket's name is abstract, the memory anonymous. Both sides refuse another user. Nobody
+spins: that halves the time of a call that computes nothing, and takes nothing measurable off a layer's.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from moespac.actors.cpu_worker.service import ExpertsService
 from moespac.actors.prefetcher.source import ExpertSource
 from moespac.actors.prefetcher.store import ExpertStore
 from moespac.actors.transport.errors import Refusal
+from moespac.actors.transport.flights import LaneFlight
 from moespac.actors.transport.lane import FRAME_BYTES, LANE_BYTES, Lane, LaneLost, Memory, only_here, send_frame
 from moespac.actors.transport.wire import EncodedCall, encode_call
 from moespac.kernels.reference import TorchExperts
@@ -300,6 +301,21 @@ def test_what_the_thread_cannot_prepare_is_said_over_the_lane(store) -> None:
     lane.close()
     service.close()
     source.close()
+
+
+def test_a_reply_that_is_no_message_is_an_unusable_reply() -> None:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    memory, fd = Memory.create()
+    os.close(fd)
+    here.setblocking(False)
+    lane = Lane(here, memory)
+    send_frame(there, 0, b"\xff\xff\xff")
+    flight = LaneFlight(lane, time.monotonic() + LIMIT_S, lambda lane: pytest.fail("to be used again"))
+    assert flight.done()
+    with pytest.raises(Refusal, match="INTERNAL: unusable reply"):
+        flight.receive(1, HIDDEN)
+    assert here.fileno() == -1
+    there.close()
 
 
 def test_a_forked_child_does_not_hold_a_lane_open() -> None:
