@@ -203,6 +203,8 @@ class CpuDeviceConfig(Section):
     """`shared`: the arena of the prefetcher, on the same host; `own`: its own; `auto`: whichever works."""
     memory: Size | None = None
     """Bytes of its own arena; required for `own`, used by `auto` on another host than the prefetcher's."""
+    lane: Literal["auto", "grpc"] = "auto"
+    """How the device's calls reach it: `auto`: through shared memory on one host; `grpc`: never, to compare."""
     placement: Placement = None
     """Custom Ray resource that a node must offer to run this actor; absent: any node."""
 

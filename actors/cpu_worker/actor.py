@@ -41,7 +41,7 @@ class CpuWorkerActor(LoadingActor):
     ):
         """`name`: of a device of kind cpu; `host`: address to listen on; `resolve`: finds the prefetcher."""
         config = next(device for device in deployment.workers if device.name == name)
-        self._service = ExpertsService(name, config.threads, config.cores)
+        self._service = ExpertsService(name, config.threads, config.cores, lane=config.lane == "auto")
         super().__init__(name, host, resolve, self._service.handler_threads)
         self._config = config
         self._dtype = FLOAT_FORMATS[deployment.model.compute_dtype]

@@ -13,11 +13,11 @@ from ...configs import CpuDeviceConfig, ModelConfig
 from ...errors import UserError
 from ...protos.v1.steps_pb2 import DescribeRequest, PrefetcherDescription
 from ...protos.v1.steps_pb2_grpc import PrefetcherStub
-from ..prefetcher.arena import ArenaUnreachable, host_id
+from ..prefetcher.arena import ArenaUnreachable
 from ..prefetcher.convert import Progress, ensure_store
 from ..prefetcher.source import ExpertSource
 from ..prefetcher.store import ExpertStore
-from ..transport.endpoint import PeerUnknown
+from ..transport.endpoint import PeerUnknown, host_id
 from ..transport.peers import Peers
 
 PREFETCHER_LIMIT_S = 120.0

@@ -79,6 +79,7 @@ class Workers:
                 experts=part.experts,
                 pairs=part.pairs,
                 computing_ns=part.finished_ns - part.started_ns - part.weights_wait_ns,
+                way=part.way,
             )
         first, last = call.served[0].sent_ns, max(part.received_ns for part in call.served)
         # What a disk made slow says nothing about how fast the worker computes.

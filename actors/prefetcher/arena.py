@@ -26,6 +26,7 @@ import psutil
 from ...errors import UserError
 from ...protos.v1 import steps_pb2 as pb
 from ..core import ExpertKey, ModelShape
+from ..transport.endpoint import host_id
 
 PAGE = 4096
 ABSENT = -1
@@ -70,12 +71,6 @@ class ArenaView:
     key: ExpertKey
     version: int
     data: np.ndarray
-
-
-def host_id() -> str:
-    """Equal for two processes exactly when each finds the other's /proc/<pid>: kernel boot and pid namespace."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return f"{file.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
 
 
 def round_up(size: int, unit: int = PAGE) -> int:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import grpc
 import torch
 
-from ...protos.v1.experts_pb2 import ExpertRows
 from ...protos.v1.experts_pb2_grpc import ExpertsStub
 from .endpoint import PeerUnknown
+from .errors import Refusal
+from .flights import Arrived, Flight, GrpcFlight, Way
 from .keyed_backoff import KeyedBackoff
+from .lanes import Lanes
 from .peers import Peers
-from .wire import MAX_CALL_BYTES, ExpertPairs, MalformedCall, cut, decode_rows, encode_call, pairs_per_call
+from .wire import MAX_CALL_BYTES, ExpertPairs, cut, encode_call, pairs_per_call
 
 PARTS_IN_FLIGHT = 8
 """Messages of one call that are under way at once; further ones leave while results are taken."""
@@ -45,33 +47,31 @@ class ServedPart:
     finished_ns: int
     weights_wait_ns: int
     """Of the time served: waiting for experts to reach host memory."""
+    way: Way
 
 
 @dataclass
 class _Part:
     pairs: list[ExpertPairs]
-    future: grpc.Future | None = None
+    flight: Flight | None = None
     sent_ns: int = 0
-    received_ns: int = 0
 
     @property
     def sizes(self) -> list[int]:
-        return [len(rows) for _, rows, _ in self.pairs]
+        return [rows.numel() for _, rows, _ in self.pairs]
 
-    def arrived(self, _future: grpc.Future) -> None:
-        self.received_ns = time.time_ns()
-
-    def served(self, reply: ExpertRows) -> ServedPart:
+    def served(self, arrived: Arrived) -> ServedPart:
+        reply = arrived.reply
         return ServedPart(
             actor=reply.actor,
             experts=len(self.pairs),
             pairs=sum(self.sizes),
             sent_ns=self.sent_ns,
-            # The waiter may run before the callback that takes the time.
-            received_ns=self.received_ns or time.time_ns(),
+            received_ns=arrived.received_ns,
             started_ns=reply.started_ns,
             finished_ns=reply.finished_ns,
             weights_wait_ns=reply.weights_wait_ns,
+            way=self.flight.way,
         )
 
 
@@ -83,7 +83,7 @@ class PendingCall:
         worker: str,
         hidden_size: int,
         parts: Sequence[list[ExpertPairs]],
-        send: Callable[[list[ExpertPairs]], grpc.Future],
+        send: Callable[[list[ExpertPairs]], Flight],
         ended: Callable[[CallFailed | None], None],
     ):
         self.worker = worker
@@ -99,7 +99,7 @@ class PendingCall:
     def done(self) -> bool:
         """Whether `result` would return or raise without waiting."""
         settled = self._rows is not None or self._failure is not None
-        return settled or all(part.future is not None and part.future.done() for part in self._parts)
+        return settled or all(part.flight is not None and part.flight.done() for part in self._parts)
 
     def result(self) -> dict[int, torch.Tensor]:
         """Expert -> its rows, float32 [pairs, H], weighted by the router, in the order of the call's pairs.
@@ -112,9 +112,9 @@ class PendingCall:
             served = []
             for index, part in enumerate(self._parts):
                 self._send_upto(index + PARTS_IN_FLIGHT)
-                reply, rows = self._receive(part)
-                served.append(part.served(reply))
-                for (expert, _, _), share in zip(part.pairs, rows.split(part.sizes), strict=True):
+                arrived = self._receive(part)
+                served.append(part.served(arrived))
+                for (expert, _, _), share in zip(part.pairs, arrived.rows.split_with_sizes(part.sizes), strict=True):
                     shares.setdefault(expert, []).append(share)
             self.served = tuple(served)
             self._rows = {e: rows[0] if len(rows) == 1 else torch.cat(rows) for e, rows in shares.items()}
@@ -130,27 +130,19 @@ class PendingCall:
 
     def _send_upto(self, count: int) -> None:
         for part in self._parts[:count]:
-            if self._failure is None and part.future is None:
+            if self._failure is None and part.flight is None:
                 part.sent_ns = time.time_ns()
                 try:
-                    part.future = self._send(part.pairs)
+                    part.flight = self._send(part.pairs)
                 except PeerUnknown as error:
                     self._fail(None, str(error))
-                else:
-                    part.future.add_done_callback(part.arrived)
 
-    def _receive(self, part: _Part) -> tuple[ExpertRows, torch.Tensor]:
+    def _receive(self, part: _Part) -> Arrived:
         if self._failure is None:
             try:
-                reply = part.future.result()
-                return reply, decode_rows(reply, sum(part.sizes), self._hidden_size)
-            except grpc.RpcError as error:
-                self._fail(error.code(), f"{error.code().name}: {error.details()}")
-            except MalformedCall as error:
-                self._fail(grpc.StatusCode.INTERNAL, f"unusable reply: {error}")
-            except ValueError as error:
-                # gRPC's answer on a channel that another thread gave up just before this call was sent.
-                self._fail(grpc.StatusCode.CANCELLED, str(error))
+                return part.flight.receive(sum(part.sizes), self._hidden_size)
+            except Refusal as refusal:
+                self._fail(refusal.code, str(refusal))
         raise self._failure
 
     def _fail(self, code: grpc.StatusCode | None, reason: str) -> None:
@@ -160,12 +152,15 @@ class PendingCall:
 
     def _cancel_parts(self) -> None:
         for part in self._parts:
-            if part.future is not None:
-                part.future.cancel()
+            if part.flight is not None:
+                part.flight.cancel()
 
 
 class ExpertCaller:
-    """Sends expert calls to workers by name and remembers which of them failed; thread-safe."""
+    """Sends expert calls to workers by name and remembers which of them failed; thread-safe.
+
+    Over the lane where the worker is on this host and the call has room there, else over gRPC.
+    """
 
     def __init__(
         self,
@@ -173,9 +168,14 @@ class ExpertCaller:
         fingerprint: str,
         max_call_bytes: int = MAX_CALL_BYTES,
         clock: Callable[[], float] = time.monotonic,
+        here: str | None = None,
     ):
-        """`fingerprint`: of the expert store; workers of another one refuse. `clock`: seconds."""
+        """`fingerprint`: of the expert store; workers of another one refuse. `clock`: seconds.
+
+        `here`: identity of this host, `host_id()` if None.
+        """
         self._peers, self._fingerprint, self._max_call_bytes = peers, fingerprint, max_call_bytes
+        self.lanes = Lanes(peers, clock, here)
         self._lock = threading.Lock()
         self._backoff = KeyedBackoff(clock)
 
@@ -201,23 +201,26 @@ class ExpertCaller:
         `deadline_s`: seconds from now. Whatever goes wrong is raised by `PendingCall.result`.
         """
         deadline = time.monotonic() + deadline_s
-        hidden = hidden.detach().to("cpu", torch.float32)
-        pairs = [
-            (expert, rows.to("cpu", torch.int64), weights.detach().to("cpu", torch.float32))
-            for expert, rows, weights in pairs
-        ]
+        hidden = _on_host(hidden, torch.float32)
+        pairs = [(e, _on_host(rows, torch.int64), _on_host(weights, torch.float32)) for e, rows, weights in pairs]
 
-        def send(part: list[ExpertPairs]) -> grpc.Future:
-            message = encode_call(self._fingerprint, epoch, request_ids, layer, hidden, part)
-            return self._peers.stub(worker, ExpertsStub).Compute.future(
-                message, timeout=max(0.0, deadline - time.monotonic())
-            )
+        def send(part: list[ExpertPairs]) -> Flight:
+            call = encode_call(self._fingerprint, epoch, request_ids, layer, hidden, part)
+            flight = self.lanes.send(worker, call, deadline)
+            if flight is not None:
+                return flight
+            stub = self._peers.stub(worker, ExpertsStub)
+            return GrpcFlight(stub.Compute.future(call.message(), timeout=max(0.0, deadline - time.monotonic())))
 
         def ended(failure: CallFailed | None) -> None:
             self._note(worker, failure)
 
         most = pairs_per_call(hidden.shape[1], self._max_call_bytes)
         return PendingCall(worker, hidden.shape[1], list(cut(pairs, most)), send, ended)
+
+    def close(self) -> None:
+        """Gives the lanes up. Idempotent."""
+        self.lanes.close()
 
     def _note(self, worker: str, failure: CallFailed | None) -> None:
         with self._lock:
@@ -227,3 +230,10 @@ class ExpertCaller:
                 self._backoff.failed(worker)
         if failure is not None and failure.code is grpc.StatusCode.UNAVAILABLE:
             self._peers.lost(worker)
+
+
+def _on_host(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # `to` takes longer to find out that there is nothing to do.
+    if tensor.dtype is dtype and tensor.is_cpu and not tensor.requires_grad:
+        return tensor
+    return tensor.detach().to("cpu", dtype)

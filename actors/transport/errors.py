@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import grpc
+
 from ...errors import UserError
 from ...version import __version__
 
@@ -34,3 +36,11 @@ def version_mismatch(theirs: str, server: str) -> str:
         f"version mismatch: the caller runs moespac {theirs or '(unknown)'}, {server} runs {__version__}: "
         f"install the same moespac version on every node and client"
     )
+
+
+class Refusal(Exception):
+    """One side does not do what the other asked. `code`: gRPC's name of the failure, whichever way the call came."""
+
+    def __init__(self, code: grpc.StatusCode, reason: str):
+        super().__init__(f"{code.name}: {reason}")
+        self.code, self.reason = code, reason

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ _PAIR_OVERHEAD = 16
 _CALL_OVERHEAD = 4096
 _F32 = np.dtype("<f4")
 
+Buffer = bytes | memoryview
 ExpertPairs = tuple[int, torch.Tensor, torch.Tensor]
 """One expert's work: (expert, token rows int64 [n], router weights float32 [n]), one entry a pair."""
 
@@ -41,6 +44,22 @@ class WrongStore(ValueError):
             f"store_fingerprint: the caller expects {theirs or '(none)'}, served here is {ours}: "
             f"point every actor of the deployment at the same expert store"
         )
+
+
+class EncodedCall(NamedTuple):
+    """An expert call before it is sent, by whichever way."""
+
+    head: ExpertCall
+    """All of the message but its floats."""
+    hidden: torch.Tensor
+    """float32 [rows, H]: the token rows that are needed, of any layout."""
+    router_weights: torch.Tensor
+    """float32 [pairs]."""
+
+    def message(self) -> ExpertCall:
+        """The whole message."""
+        self.head.hidden, self.head.router_weights = _to_bytes(self.hidden), _to_bytes(self.router_weights)
+        return self.head
 
 
 @dataclass(frozen=True)
@@ -95,27 +114,35 @@ def encode_call(
     layer: int,
     hidden: torch.Tensor,
     pairs: Sequence[ExpertPairs],
-) -> ExpertCall:
-    """The message for `pairs` (experts ascending), with the rows of `hidden` (float32 [T, H]) they need."""
-    used, token_rows = np.unique(torch.cat([rows for _, rows, _ in pairs]).numpy(), return_inverse=True)
-    needed = hidden if len(used) == len(hidden) else hidden[torch.from_numpy(used)]
-    return ExpertCall(
+) -> EncodedCall:
+    """The call for `pairs` (experts ascending), with the rows of `hidden` (float32 [T, H]) they need."""
+    token_rows = torch.cat([rows for _, rows, _ in pairs]).tolist()
+    used = sorted(set(token_rows))
+    if len(used) < len(hidden):
+        hidden = hidden[used]
+        position = {row: index for index, row in enumerate(used)}
+        token_rows = [position[row] for row in token_rows]
+    head = ExpertCall(
         store_fingerprint=fingerprint,
         plan_epoch=epoch,
         request_ids=request_ids,
         layer=layer,
         expert_ids=[expert for expert, _, _ in pairs],
-        pair_counts=[len(rows) for _, rows, _ in pairs],
-        token_rows=token_rows.tolist(),
+        pair_counts=[rows.numel() for _, rows, _ in pairs],
+        token_rows=token_rows,
         rows=len(used),
         hidden_size=hidden.shape[1],
-        hidden=_to_bytes(needed),
-        router_weights=_to_bytes(torch.cat([weights for _, _, weights in pairs])),
     )
+    return EncodedCall(head, hidden, torch.cat([weights for _, _, weights in pairs]))
 
 
-def decode_call(call: ExpertCall, fingerprint: str, shape: ModelShape) -> DecodedCall:
-    """Checks everything a computation relies on. Raises WrongStore and MalformedCall."""
+def decode_call(
+    call: ExpertCall, fingerprint: str, shape: ModelShape, floats: tuple[Buffer, Buffer] | None = None
+) -> DecodedCall:
+    """Checks everything a computation relies on. Raises WrongStore and MalformedCall.
+
+    `floats`: hidden states and router weights where they do not travel in the message.
+    """
     if call.store_fingerprint != fingerprint:
         raise WrongStore(call.store_fingerprint, fingerprint)
     if call.hidden_size != shape.hidden_size:
@@ -142,24 +169,28 @@ def decode_call(call: ExpertCall, fingerprint: str, shape: ModelShape) -> Decode
             f"{pairs} pairs",
             f"a call of {MAX_CALL_BYTES} bytes holds {pairs_per_call(shape.hidden_size)}: cut it",
         )
-    token_rows = np.fromiter(call.token_rows, dtype=np.int64, count=pairs)
-    if token_rows.max() >= call.rows:
-        raise MalformedCall("token_rows", token_rows.max(), f"the call has {call.rows} rows, counted from 0")
-    starts = np.cumsum((0, *counts)).tolist()
+    token_rows = list(call.token_rows)
+    if max(token_rows) >= call.rows:
+        raise MalformedCall("token_rows", max(token_rows), f"the call has {call.rows} rows, counted from 0")
+    starts = list(accumulate(counts, initial=0))
+    hidden, router_weights = (call.hidden, call.router_weights) if floats is None else floats
     return DecodedCall(
         layer=call.layer,
         experts=experts,
         spans=tuple(slice(a, b) for a, b in pairwise(starts)),
-        token_rows=torch.from_numpy(token_rows),
-        hidden=_floats("hidden", call.hidden, (call.rows, shape.hidden_size)),
-        router_weights=_floats("router_weights", call.router_weights, (pairs,)),
+        token_rows=torch.from_numpy(np.array(token_rows, dtype=np.int64)),
+        hidden=_floats("hidden", hidden, (call.rows, shape.hidden_size)),
+        router_weights=_floats("router_weights", router_weights, (pairs,)),
     )
 
 
-def encode_rows(rows: torch.Tensor, started_ns: int, finished_ns: int, wait_s: float, actor: str) -> ExpertRows:
-    """The reply; `rows` float32 [pairs, H]; times are nanoseconds of the wall clock since the epoch."""
+def encode_rows(rows: torch.Tensor | None, started_ns: int, finished_ns: int, wait_s: float, actor: str) -> ExpertRows:
+    """The reply; `rows` float32 [pairs, H], None where they do not travel in the message.
+
+    Times are nanoseconds of the wall clock since the epoch.
+    """
     return ExpertRows(
-        rows=_to_bytes(rows),
+        rows=b"" if rows is None else _to_bytes(rows),
         started_ns=started_ns,
         finished_ns=finished_ns,
         weights_wait_ns=round(wait_s * 1e9),
@@ -176,8 +207,8 @@ def _to_bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().numpy().astype(_F32, copy=False).tobytes()
 
 
-def _floats(field: str, data: bytes, shape: tuple[int, ...]) -> torch.Tensor:
-    wanted = int(np.prod(shape)) * _F32.itemsize
+def _floats(field: str, data: Buffer, shape: tuple[int, ...]) -> torch.Tensor:
+    wanted = math.prod(shape) * _F32.itemsize
     if len(data) != wanted:
         raise MalformedCall(field, f"{len(data)} bytes", f"float32 of shape {list(shape)} takes {wanted}")
     return tensor_view(np.frombuffer(data, dtype=_F32).reshape(shape))

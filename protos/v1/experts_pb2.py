@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmoespac/protos/v1/experts.proto\x12\nmoespac.v1\"\xe7\x01\n\nExpertCall\x12\x19\n\x11store_fingerprint\x18\x01 \x01(\t\x12\x12\n\nplan_epoch\x18\x02 \x01(\x04\x12\x13\n\x0brequest_ids\x18\x03 \x03(\t\x12\r\n\x05layer\x18\x04 \x01(\r\x12\x12\n\nexpert_ids\x18\x05 \x03(\r\x12\x13\n\x0bpair_counts\x18\x06 \x03(\r\x12\x12\n\ntoken_rows\x18\x07 \x03(\r\x12\x0c\n\x04rows\x18\x08 \x01(\r\x12\x13\n\x0bhidden_size\x18\t \x01(\r\x12\x0e\n\x06hidden\x18\n \x01(\x0c\x12\x16\n\x0erouter_weights\x18\x0b \x01(\x0c\"k\n\nExpertRows\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\x12\x12\n\nstarted_ns\x18\x02 \x01(\x04\x12\x13\n\x0b\x66inished_ns\x18\x03 \x01(\x04\x12\x17\n\x0fweights_wait_ns\x18\x04 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t2D\n\x07\x45xperts\x12\x39\n\x07\x43ompute\x12\x16.moespac.v1.ExpertCall\x1a\x16.moespac.v1.ExpertRowsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmoespac/protos/v1/experts.proto\x12\nmoespac.v1\"\xe7\x01\n\nExpertCall\x12\x19\n\x11store_fingerprint\x18\x01 \x01(\t\x12\x12\n\nplan_epoch\x18\x02 \x01(\x04\x12\x13\n\x0brequest_ids\x18\x03 \x03(\t\x12\r\n\x05layer\x18\x04 \x01(\r\x12\x12\n\nexpert_ids\x18\x05 \x03(\r\x12\x13\n\x0bpair_counts\x18\x06 \x03(\r\x12\x12\n\ntoken_rows\x18\x07 \x03(\r\x12\x0c\n\x04rows\x18\x08 \x01(\r\x12\x13\n\x0bhidden_size\x18\t \x01(\r\x12\x0e\n\x06hidden\x18\n \x01(\x0c\x12\x16\n\x0erouter_weights\x18\x0b \x01(\x0c\"k\n\nExpertRows\x12\x0c\n\x04rows\x18\x01 \x01(\x0c\x12\x12\n\nstarted_ns\x18\x02 \x01(\x04\x12\x13\n\x0b\x66inished_ns\x18\x03 \x01(\x04\x12\x17\n\x0fweights_wait_ns\x18\x04 \x01(\x04\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"\x1e\n\x0bLaneRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\"-\n\tLaneOffer\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07refusal\x18\x02 \x01(\t2\x80\x01\n\x07\x45xperts\x12\x39\n\x07\x43ompute\x12\x16.moespac.v1.ExpertCall\x1a\x16.moespac.v1.ExpertRows\x12:\n\x08OpenLane\x12\x17.moespac.v1.LaneRequest\x1a\x15.moespac.v1.LaneOfferb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPERTCALL']._serialized_end=279
   _globals['_EXPERTROWS']._serialized_start=281
   _globals['_EXPERTROWS']._serialized_end=388
-  _globals['_EXPERTS']._serialized_start=390
-  _globals['_EXPERTS']._serialized_end=458
+  _globals['_LANEREQUEST']._serialized_start=390
+  _globals['_LANEREQUEST']._serialized_end=420
+  _globals['_LANEOFFER']._serialized_start=422
+  _globals['_LANEOFFER']._serialized_end=467
+  _globals['_EXPERTS']._serialized_start=470
+  _globals['_EXPERTS']._serialized_end=598
 # @@protoc_insertion_point(module_scope)

@@ -45,3 +45,17 @@ class ExpertRows(_message.Message):
     weights_wait_ns: int
     actor: str
     def __init__(self, rows: _Optional[bytes] = ..., started_ns: _Optional[int] = ..., finished_ns: _Optional[int] = ..., weights_wait_ns: _Optional[int] = ..., actor: _Optional[str] = ...) -> None: ...
+
+class LaneRequest(_message.Message):
+    __slots__ = ("host_id",)
+    HOST_ID_FIELD_NUMBER: _ClassVar[int]
+    host_id: str
+    def __init__(self, host_id: _Optional[str] = ...) -> None: ...
+
+class LaneOffer(_message.Message):
+    __slots__ = ("address", "refusal")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    refusal: str
+    def __init__(self, address: _Optional[str] = ..., refusal: _Optional[str] = ...) -> None: ...

@@ -39,6 +39,11 @@ class ExpertsStub:
                 request_serializer=moespac_dot_protos_dot_v1_dot_experts__pb2.ExpertCall.SerializeToString,
                 response_deserializer=moespac_dot_protos_dot_v1_dot_experts__pb2.ExpertRows.FromString,
                 _registered_method=True)
+        self.OpenLane = channel.unary_unary(
+                '/moespac.v1.Experts/OpenLane',
+                request_serializer=moespac_dot_protos_dot_v1_dot_experts__pb2.LaneRequest.SerializeToString,
+                response_deserializer=moespac_dot_protos_dot_v1_dot_experts__pb2.LaneOffer.FromString,
+                _registered_method=True)
 
 
 class ExpertsServicer:
@@ -50,6 +55,13 @@ class ExpertsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenLane(self, request, context):
+        """Asked once by a caller that wants its calls to go over shared memory instead.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExpertsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -57,6 +69,11 @@ def add_ExpertsServicer_to_server(servicer, server):
                     servicer.Compute,
                     request_deserializer=moespac_dot_protos_dot_v1_dot_experts__pb2.ExpertCall.FromString,
                     response_serializer=moespac_dot_protos_dot_v1_dot_experts__pb2.ExpertRows.SerializeToString,
+            ),
+            'OpenLane': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenLane,
+                    request_deserializer=moespac_dot_protos_dot_v1_dot_experts__pb2.LaneRequest.FromString,
+                    response_serializer=moespac_dot_protos_dot_v1_dot_experts__pb2.LaneOffer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +103,33 @@ class Experts:
             '/moespac.v1.Experts/Compute',
             moespac_dot_protos_dot_v1_dot_experts__pb2.ExpertCall.SerializeToString,
             moespac_dot_protos_dot_v1_dot_experts__pb2.ExpertRows.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenLane(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moespac.v1.Experts/OpenLane',
+            moespac_dot_protos_dot_v1_dot_experts__pb2.LaneRequest.SerializeToString,
+            moespac_dot_protos_dot_v1_dot_experts__pb2.LaneOffer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,8 @@ def test_statistics_tell_what_happened(client, expected):
     assert statistics.emulated
     rows = {span.row for span in generation.spans}
     assert {"governor", "draft", "trunk", "local experts", "cpu-0"} <= rows
+    # Device and worker share this machine.
+    assert "lane" in {span.args.get("way") for span in generation.spans if span.row == "cpu-0"}
     assert sum(sum(draft.proposed) for draft in statistics.drafts) == statistics.proposed
     assert all(span.end_ns >= span.start_ns for span in generation.spans)
 

@@ -183,6 +183,7 @@ def rig(
             drafts["model"] = DenseDraft(load_draft(draft, torch.float32, device), target.vocab_size)
         yield Rig(shape, source, slots, Decoder(target, drafts, executor))
     finally:
+        caller.close()
         source.close()
         opened.close()
         peers.close()

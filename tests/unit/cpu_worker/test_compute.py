@@ -39,7 +39,9 @@ def decoded(store: ExpertStore, experts: dict[int, int], tokens: int = 12):
         for e, n in experts.items()
     ]
     hidden = torch.randn(tokens, HIDDEN, generator=generator)
-    return decode_call(encode_call(store.fingerprint, 0, [], LAYER, hidden, pairs), store.fingerprint, store.shape)
+    return decode_call(
+        encode_call(store.fingerprint, 0, [], LAYER, hidden, pairs).message(), store.fingerprint, store.shape
+    )
 
 
 def reference(store: ExpertStore, call, dtype: torch.dtype) -> torch.Tensor:

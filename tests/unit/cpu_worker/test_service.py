@@ -28,7 +28,7 @@ LIMIT_S = 20
 def message(store: ExpertStore, experts: int = 2) -> ExpertCall:
     hidden = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(1))
     pairs = [(e, torch.arange(3), torch.ones(3)) for e in range(experts)]
-    return encode_call(store.fingerprint, 0, [], LAYER, hidden, pairs)
+    return encode_call(store.fingerprint, 0, [], LAYER, hidden, pairs).message()
 
 
 class Disk:

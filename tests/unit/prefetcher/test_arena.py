@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from moespac.actors.core import ExpertKey, ModelShape
-from moespac.actors.prefetcher.arena import Arena, ArenaError, ArenaLocation, ArenaReader, ArenaUnreachable, host_id
+from moespac.actors.prefetcher.arena import Arena, ArenaError, ArenaLocation, ArenaReader, ArenaUnreachable
+from moespac.actors.transport.endpoint import host_id
 
 SHAPE = ModelShape((1, 2), 4, 2, 32, 16, expert_bytes=20_000)
 STRIDE = 20_480
@@ -182,7 +183,8 @@ VERIFIER = """
 import sys, time
 import numpy as np
 from moespac.actors.core import ExpertKey, ModelShape
-from moespac.actors.prefetcher.arena import ArenaLocation, ArenaReader, host_id
+from moespac.actors.prefetcher.arena import ArenaLocation, ArenaReader
+from moespac.actors.transport.endpoint import host_id
 pid, fd, size = map(int, sys.argv[1:4])
 shape = ModelShape((1, 2), 4, 2, 32, 16, expert_bytes=20_000)
 reader = ArenaReader.attach(ArenaLocation(host_id(), pid, fd, size), shape)

@@ -37,13 +37,13 @@ def some_pairs(sizes: dict[int, int], tokens: int, seed: int = 0):
 
 def good_call() -> ExpertCall:
     hidden = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(1))
-    return encode_call("abc", 7, ["r1", "r2"], 2, hidden, some_pairs({0: 3, 4: 1, 7: 5}, 5))
+    return encode_call("abc", 7, ["r1", "r2"], 2, hidden, some_pairs({0: 3, 4: 1, 7: 5}, 5)).message()
 
 
 def test_a_call_survives_the_wire() -> None:
     hidden = torch.randn(9, HIDDEN, generator=torch.Generator().manual_seed(1))
     pairs = some_pairs({1: 2, 3: 1, 6: 4}, 9)
-    message = ExpertCall.FromString(encode_call("abc", 7, ["r"], 1, hidden, pairs).SerializeToString())
+    message = ExpertCall.FromString(encode_call("abc", 7, ["r"], 1, hidden, pairs).message().SerializeToString())
     call = decode_call(message, "abc", SHAPE)
     assert (call.layer, call.experts) == (1, (1, 3, 6))
     assert (message.plan_epoch, list(message.request_ids)) == (7, ["r"])
@@ -55,7 +55,7 @@ def test_a_call_survives_the_wire() -> None:
 def test_only_needed_rows_travel() -> None:
     hidden = torch.randn(100, HIDDEN, generator=torch.Generator().manual_seed(1))
     rows, weights = torch.tensor([3, 97]), torch.ones(2)
-    message = encode_call("abc", 0, [], 1, hidden, [(0, rows, weights), (5, rows[1:], weights[1:])])
+    message = encode_call("abc", 0, [], 1, hidden, [(0, rows, weights), (5, rows[1:], weights[1:])]).message()
     assert message.rows == 2
     assert len(message.hidden) == 2 * HIDDEN * 4
     assert list(message.token_rows) == [0, 1, 1]
@@ -64,7 +64,7 @@ def test_only_needed_rows_travel() -> None:
 def test_strided_and_transposed_tensors_are_sent_by_value() -> None:
     hidden = torch.randn(HIDDEN, 4, generator=torch.Generator().manual_seed(1)).T
     weights = torch.rand(8, generator=torch.Generator().manual_seed(2))[::2]
-    call = decode_call(encode_call("abc", 0, [], 1, hidden, [(2, torch.arange(4), weights)]), "abc", SHAPE)
+    call = decode_call(encode_call("abc", 0, [], 1, hidden, [(2, torch.arange(4), weights)]).message(), "abc", SHAPE)
     assert torch.equal(call.hidden, hidden)
     assert torch.equal(call.router_weights, weights)
 
@@ -105,9 +105,9 @@ def test_an_uncut_call_is_refused() -> None:
     most = pairs_per_call(HIDDEN)
     rows = torch.zeros(most + 1, dtype=torch.int64)
     hidden = torch.zeros(1, HIDDEN)
-    fits = encode_call("abc", 0, [], 1, hidden, [(0, rows[:most], torch.ones(most))])
+    fits = encode_call("abc", 0, [], 1, hidden, [(0, rows[:most], torch.ones(most))]).message()
     assert len(decode_call(fits, "abc", SHAPE).token_rows) == most
-    large = encode_call("abc", 0, [], 1, hidden, [(0, rows, torch.ones(most + 1))])
+    large = encode_call("abc", 0, [], 1, hidden, [(0, rows, torch.ones(most + 1))]).message()
     with pytest.raises(MalformedCall, match="cut it"):
         decode_call(large, "abc", SHAPE)
 
@@ -146,7 +146,7 @@ def test_the_largest_part_and_its_reply_fit_the_message_size(hidden_size: int) -
     hidden = torch.zeros(most, hidden_size)
     ids = ["0123456789abcdef" * 2] * 64
     # As unfavourable as can be: every pair with a row of its own.
-    call = encode_call("f" * 64, 2**63, ids, 60, hidden, [(255, torch.arange(most), torch.ones(most))])
+    call = encode_call("f" * 64, 2**63, ids, 60, hidden, [(255, torch.arange(most), torch.ones(most))]).message()
     assert MAX_CALL_BYTES * 0.9 < call.ByteSize() <= MAX_CALL_BYTES
     assert encode_rows(hidden, 2**63, 2**63, 1e3, "worker").ByteSize() <= MAX_CALL_BYTES
 
