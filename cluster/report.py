@@ -61,6 +61,9 @@ def generation_table(statistics: GenerationStatistics) -> Table:
     )
     table.add_row("plan time p50 / p99", _plan_times(s), _statuses(s))
     table.add_row("expert calls", f"{s.expert_calls}", f"to workers; {s.fallback_experts} experts fell back")
+    if s.streamed_experts or s.awaited_experts:
+        what = f"experts copied for one layer; {s.awaited_experts} waited for on their way to a slot{link}"
+        table.add_row("streamed", f"{s.streamed_experts}", what)
     if s.restarts:
         table.add_row("restarts", f"{s.restarts}", "taken up again after an actor was lost")
     return table

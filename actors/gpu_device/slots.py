@@ -18,9 +18,10 @@ import torch
 
 from ...errors import UserError
 from ..core import ExpertKey, ModelShape, Plan
-from ..policy.cache_order import ExpertCache, worth
+from ..policy.cache_order import ExpertCache, IntegrityError, worth
 from ..prefetcher.source import ExpertSource
 from .link import Link, TransferLog
+from .right_of_way import RightOfWay
 
 ALIGNMENT = 256
 """Bytes; what CUDA kernels like best."""
@@ -70,17 +71,24 @@ class Filled:
 class ExpertSlots:
     """`budget_bytes // slot_bytes` slots on `device`, allocated at once; thread-safe."""
 
-    def __init__(self, shape: ModelShape, budget_bytes: int, device: torch.device, link: Link):
-        """A budget of 0 means no slots. Raises BudgetTooSmall for one that holds no expert."""
-        self.slot_bytes, self.slots = slot_bytes(shape), slots_within(budget_bytes, shape)
-        self.transfers = TransferLog()
+    def __init__(self, shape: ModelShape, budget_bytes: int, device: torch.device, link: Link, buffers: int = 0):
+        """A budget of 0 means no slots. The last `buffers` are left for staging, and count as no slots any more.
+
+        Raises BudgetTooSmall for a budget that holds no expert.
+        """
+        self.slot_bytes, self.slots = slot_bytes(shape), slots_within(budget_bytes, shape) - buffers
+        if self.slots < 0:
+            raise ValueError(f"{buffers} buffers of {self.slots + buffers} slots")
+        self.transfers, self.right_of_way = TransferLog(), RightOfWay()
         self._shape, self._device, self._link = shape, device, link
-        self._memory = torch.empty((self.slots, self.slot_bytes), dtype=torch.uint8, device=device)
+        self._memory = torch.empty((self.slots + buffers, self.slot_bytes), dtype=torch.uint8, device=device)
         self._cache = ExpertCache(self.slots)
         self._plan: Plan | None = None
         self._stale_plans = 0
         self._read_last: dict[int, torch.cuda.Event] = {}
+        self._begun: dict[ExpertKey, float] = {}
         self._lock = threading.Lock()
+        self._landed = threading.Condition(self._lock)
 
     @property
     def epoch(self) -> int:
@@ -96,13 +104,35 @@ class ExpertSlots:
 
     @property
     def memory(self) -> torch.Tensor:
-        """All slots, uint8 [slots, slot_bytes]: kernels address experts by their place in it."""
+        """All slots and then the buffers, uint8 [n, slot_bytes]: kernels address experts by their place in it."""
         return self._memory
+
+    @property
+    def buffers(self) -> torch.Tensor:
+        """What is left for staging, uint8 [buffers, slot_bytes]."""
+        return self._memory[self.slots :]
 
     def residents(self) -> list[ExpertKey]:
         """Experts that are complete in a slot; the next to be evicted first."""
         with self._lock:
             return self._cache.residents()
+
+    def absent(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """Those of `experts` that are neither here nor on their way."""
+        with self._lock:
+            keys = [ExpertKey(layer, e) for e in experts]
+            return [k.expert for k in keys if self._cache.lookup(k) is None and not self._cache.is_filling(k)]
+
+    def under_way(self) -> dict[ExpertKey, float]:
+        """Experts that are being copied into slots, with the seconds since their copy began."""
+        with self._lock:
+            now = time.monotonic()
+            return {key: now - begun for key, begun in self._begun.items()}
+
+    def wait_landed(self, keys: Sequence[ExpertKey], timeout_s: float) -> None:
+        """Returns when none of `keys` is under way any more, or when time is up."""
+        with self._landed:
+            self._landed.wait_for(lambda: not any(self._cache.is_filling(key) for key in keys), timeout_s)
 
     def set_plan(self, plan: Plan) -> bool:
         """Gives residents their new worth. False, and nothing changes, if a newer plan is held."""
@@ -136,6 +166,7 @@ class ExpertSlots:
 
         By the plan held, an expert that is hot is worth more than any that is cold, whatever their utilities.
         """
+        self.right_of_way.give_way()
         with self._lock:
             if self._plan is not None and epoch < self._plan.epoch:
                 return Filled(Outcome.STALE)
@@ -145,6 +176,7 @@ class ExpertSlots:
             if fill is None:
                 return Filled(Outcome.NO_VICTIM)
             read_last = self._read_last.get(fill.slot)
+            self._begun[key] = time.monotonic()
         evicted = () if fill.evicted is None else (fill.evicted,)
         slot = self._memory[fill.slot, : self._shape.expert_bytes]
         start_ns = time.time_ns()
@@ -164,6 +196,8 @@ class ExpertSlots:
                     self._cache.commit(key)
                 else:
                     self._cache.abort(key)
+                del self._begun[key]
+                self._landed.notify_all()
         if not good:
             return Filled(Outcome.NOT_IN_ARENA, evicted, bytes=copied)
         name = f"layer {key.layer} expert {key.expert}"
@@ -174,6 +208,8 @@ class ExpertSlots:
         """Raises IntegrityError unless every slot is accounted for exactly once."""
         with self._lock:
             self._cache.check_integrity()
+            if self._begun.keys() != {key for key in self._begun if self._cache.is_filling(key)}:
+                raise IntegrityError(f"copies under way into no slot: {sorted(self._begun)}")
 
     def close(self) -> None:
         self._link.close()

@@ -74,14 +74,18 @@ class Tally:
     hits: int = 0
     expert_calls: int = 0
     fallback_experts: int = 0
+    streamed_experts: int = 0
+    awaited_experts: int = 0
     restarts: int = 0
     plan_ms: list[float] = field(default_factory=list)
     solver_statuses: list[str] = field(default_factory=list)
 
     def add_step(self, reply: steps_pb2.StepReply) -> None:
-        """Prefill steps count for expert calls only: acceptance and hit rate speak of decoding."""
+        """Prefill steps count for who computed experts only: acceptance and hit rate speak of decoding."""
         self.expert_calls += reply.timings.expert_calls
         self.fallback_experts += reply.timings.fallback_experts
+        self.streamed_experts += reply.timings.streamed_experts
+        self.awaited_experts += reply.timings.awaited_experts
         if reply.prefill:
             return
         self.steps += 1
@@ -145,6 +149,8 @@ class Tally:
             solver_statuses=self.solver_statuses,
             expert_calls=self.expert_calls,
             fallback_experts=self.fallback_experts,
+            streamed_experts=self.streamed_experts,
+            awaited_experts=self.awaited_experts,
             emulated=emulated,
             restarts=self.restarts,
         )

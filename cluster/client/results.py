@@ -101,6 +101,10 @@ class GenerationStatistics:
     """Distinct (layer, expert) uses of the windows that a self-draft went before."""
     demand_predicted: int = 0
     """Of `demand`, what the self-draft had wanted too."""
+    streamed_experts: int = 0
+    """Experts copied to the device for their layer alone, and computed there."""
+    awaited_experts: int = 0
+    """Experts computed in a slot whose copy was under way when their layer started."""
     stop: str | None = None
     """The stop string that ended it."""
     stop_token_id: int | None = None

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from moespac.protos.v1 import steps_pb2 as moespac_dot_protos_dot_v1_dot_steps__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"moespac/protos/v1/generation.proto\x12\nmoespac.v1\x1a\x1dmoespac/protos/v1/steps.proto\"\xf7\x01\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12&\n\x08sampling\x18\x03 \x01(\x0b\x32\x14.moespac.v1.Sampling\x12\x12\n\x05gamma\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05trace\x18\x05 \x01(\x08\x12\r\n\x05model\x18\x06 \x01(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x16\n\x0estop_token_ids\x18\t \x03(\r\x12\x15\n\x08logprobs\x18\n \x01(\rH\x01\x88\x01\x01\x42\x08\n\x06_gammaB\x0b\n\t_logprobs\"\x92\x01\n\rGenerateEvent\x12&\n\x05piece\x18\x01 \x01(\x0b\x32\x15.moespac.v1.TextPieceH\x00\x12\"\n\x05spans\x18\x02 \x01(\x0b\x32\x11.moespac.v1.SpansH\x00\x12,\n\nstatistics\x18\x03 \x01(\x0b\x32\x16.moespac.v1.StatisticsH\x00\x42\x07\n\x05\x65vent\"Y\n\tTextPiece\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.moespac.v1.TokenLogprobs\"(\n\x05Spans\x12\x1f\n\x05spans\x18\x01 \x03(\x0b\x32\x10.moespac.v1.Span\"\x93\x05\n\nStatistics\x12:\n\rfinish_reason\x18\x01 \x01(\x0e\x32#.moespac.v1.Statistics.FinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x05 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x06 \x01(\x01\x12\r\n\x05steps\x18\x07 \x01(\r\x12\x10\n\x08proposed\x18\x08 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\t \x01(\r\x12\x0c\n\x04uses\x18\n \x01(\x04\x12\x0c\n\x04hits\x18\x0b \x01(\x04\x12\x13\n\x0b\x62ytes_moved\x18\x0c \x01(\x04\x12\x12\n\ntransfer_s\x18\r \x01(\x01\x12\x19\n\x11transfer_hidden_s\x18\x0e \x01(\x01\x12\x0f\n\x07plan_ms\x18\x0f \x03(\x01\x12\x17\n\x0fsolver_statuses\x18\x10 \x03(\t\x12\x14\n\x0c\x65xpert_calls\x18\x11 \x01(\x04\x12\x18\n\x10\x66\x61llback_experts\x18\x12 \x01(\x04\x12\x10\n\x08\x65mulated\x18\x13 \x01(\x08\x12\x10\n\x08restarts\x18\x14 \x01(\r\x12+\n\x06\x64rafts\x18\x17 \x03(\x0b\x32\x1b.moespac.v1.DraftStatistics\x12\x0e\n\x06\x64\x65mand\x18\x18 \x01(\x04\x12\x18\n\x10\x64\x65mand_predicted\x18\x19 \x01(\x04\x12\x0c\n\x04stop\x18\x15 \x01(\t\x12\x1a\n\rstop_token_id\x18\x16 \x01(\rH\x00\x88\x01\x01\"C\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x42\x10\n\x0e_stop_token_id\"R\n\x0f\x44raftStatistics\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x10\n\x08proposed\x18\x03 \x03(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x03(\r\"\x0f\n\rModelsRequest\"4\n\x0bModelsReply\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.moespac.v1.ModelInfo\"g\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64raft\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12%\n\x05shape\x18\x04 \x01(\x0b\x32\x16.moespac.v1.ModelShape\"\x0f\n\rStatusRequest\"\x96\x02\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12%\n\x06\x61\x63tors\x18\x04 \x03(\x0b\x32\x15.moespac.v1.ActorInfo\x12-\n\x06\x64\x65vice\x18\x05 \x01(\x0b\x32\x1d.moespac.v1.DeviceDescription\x12\x35\n\nprefetcher\x18\x06 \x01(\x0b\x32!.moespac.v1.PrefetcherDescription\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x0f\n\x07waiting\x18\x08 \x01(\r\x12\x12\n\nplan_epoch\x18\t \x01(\x04\x12\x10\n\x08uptime_s\x18\n \x01(\x01\"s\n\tActorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\r\n\x05ready\x18\x07 \x01(\x08\"\x85\x02\n\rSubmitRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x13\n\x0b\x65mitted_ids\x18\x03 \x03(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x16\n\x0estop_token_ids\x18\t \x03(\r\x12\x15\n\x08logprobs\x18\n \x01(\rH\x00\x88\x01\x01\x12&\n\x08sampling\x18\x05 \x01(\x0b\x32\x14.moespac.v1.Sampling\x12\x12\n\x05gamma\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\r\n\x05trace\x18\x07 \x01(\x08\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\x0b\n\t_logprobsB\x08\n\x06_gamma\"\x9a\x01\n\x0bSubmitEvent\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1f\n\x05spans\x18\x02 \x03(\x0b\x32\x10.moespac.v1.Span\x12*\n\nstatistics\x18\x03 \x01(\x0b\x32\x16.moespac.v1.Statistics\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.moespac.v1.TokenLogprobs\"#\n\rFinishRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\r\n\x0b\x46inishReply2\xce\x01\n\nGeneration\x12\x44\n\x08Generate\x12\x1b.moespac.v1.GenerateRequest\x1a\x19.moespac.v1.GenerateEvent0\x01\x12<\n\x06Models\x12\x19.moespac.v1.ModelsRequest\x1a\x17.moespac.v1.ModelsReply\x12<\n\x06Status\x12\x19.moespac.v1.StatusRequest\x1a\x17.moespac.v1.StatusReply2\xc8\x01\n\nScheduling\x12>\n\x06Submit\x12\x19.moespac.v1.SubmitRequest\x1a\x17.moespac.v1.SubmitEvent0\x01\x12<\n\x06\x46inish\x12\x19.moespac.v1.FinishRequest\x1a\x17.moespac.v1.FinishReply\x12<\n\x06Status\x12\x19.moespac.v1.StatusRequest\x1a\x17.moespac.v1.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"moespac/protos/v1/generation.proto\x12\nmoespac.v1\x1a\x1dmoespac/protos/v1/steps.proto\"\xf7\x01\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12&\n\x08sampling\x18\x03 \x01(\x0b\x32\x14.moespac.v1.Sampling\x12\x12\n\x05gamma\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05trace\x18\x05 \x01(\x08\x12\r\n\x05model\x18\x06 \x01(\t\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x0c\n\x04stop\x18\x08 \x03(\t\x12\x16\n\x0estop_token_ids\x18\t \x03(\r\x12\x15\n\x08logprobs\x18\n \x01(\rH\x01\x88\x01\x01\x42\x08\n\x06_gammaB\x0b\n\t_logprobs\"\x92\x01\n\rGenerateEvent\x12&\n\x05piece\x18\x01 \x01(\x0b\x32\x15.moespac.v1.TextPieceH\x00\x12\"\n\x05spans\x18\x02 \x01(\x0b\x32\x11.moespac.v1.SpansH\x00\x12,\n\nstatistics\x18\x03 \x01(\x0b\x32\x16.moespac.v1.StatisticsH\x00\x42\x07\n\x05\x65vent\"Y\n\tTextPiece\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.moespac.v1.TokenLogprobs\"(\n\x05Spans\x12\x1f\n\x05spans\x18\x01 \x03(\x0b\x32\x10.moespac.v1.Span\"\xc6\x05\n\nStatistics\x12:\n\rfinish_reason\x18\x01 \x01(\x0e\x32#.moespac.v1.Statistics.FinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x0e\n\x06tpot_s\x18\x05 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x06 \x01(\x01\x12\r\n\x05steps\x18\x07 \x01(\r\x12\x10\n\x08proposed\x18\x08 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\t \x01(\r\x12\x0c\n\x04uses\x18\n \x01(\x04\x12\x0c\n\x04hits\x18\x0b \x01(\x04\x12\x13\n\x0b\x62ytes_moved\x18\x0c \x01(\x04\x12\x12\n\ntransfer_s\x18\r \x01(\x01\x12\x19\n\x11transfer_hidden_s\x18\x0e \x01(\x01\x12\x0f\n\x07plan_ms\x18\x0f \x03(\x01\x12\x17\n\x0fsolver_statuses\x18\x10 \x03(\t\x12\x14\n\x0c\x65xpert_calls\x18\x11 \x01(\x04\x12\x18\n\x10\x66\x61llback_experts\x18\x12 \x01(\x04\x12\x10\n\x08\x65mulated\x18\x13 \x01(\x08\x12\x10\n\x08restarts\x18\x14 \x01(\r\x12+\n\x06\x64rafts\x18\x17 \x03(\x0b\x32\x1b.moespac.v1.DraftStatistics\x12\x0e\n\x06\x64\x65mand\x18\x18 \x01(\x04\x12\x18\n\x10\x64\x65mand_predicted\x18\x19 \x01(\x04\x12\x0c\n\x04stop\x18\x15 \x01(\t\x12\x18\n\x10streamed_experts\x18( \x01(\x04\x12\x17\n\x0f\x61waited_experts\x18) \x01(\x04\x12\x1a\n\rstop_token_id\x18\x16 \x01(\rH\x00\x88\x01\x01\"C\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x42\x10\n\x0e_stop_token_id\"R\n\x0f\x44raftStatistics\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x10\n\x08proposed\x18\x03 \x03(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x03(\r\"\x0f\n\rModelsRequest\"4\n\x0bModelsReply\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.moespac.v1.ModelInfo\"g\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64raft\x18\x02 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12%\n\x05shape\x18\x04 \x01(\x0b\x32\x16.moespac.v1.ModelShape\"\x0f\n\rStatusRequest\"\x96\x02\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12%\n\x06\x61\x63tors\x18\x04 \x03(\x0b\x32\x15.moespac.v1.ActorInfo\x12-\n\x06\x64\x65vice\x18\x05 \x01(\x0b\x32\x1d.moespac.v1.DeviceDescription\x12\x35\n\nprefetcher\x18\x06 \x01(\x0b\x32!.moespac.v1.PrefetcherDescription\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x0f\n\x07waiting\x18\x08 \x01(\r\x12\x12\n\nplan_epoch\x18\t \x01(\x04\x12\x10\n\x08uptime_s\x18\n \x01(\x01\"s\n\tActorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\x12\r\n\x05ready\x18\x07 \x01(\x08\"\x85\x02\n\rSubmitRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x13\n\x0b\x65mitted_ids\x18\x03 \x03(\r\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x16\n\x0estop_token_ids\x18\t \x03(\r\x12\x15\n\x08logprobs\x18\n \x01(\rH\x00\x88\x01\x01\x12&\n\x08sampling\x18\x05 \x01(\x0b\x32\x14.moespac.v1.Sampling\x12\x12\n\x05gamma\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\r\n\x05trace\x18\x07 \x01(\x08\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\x0b\n\t_logprobsB\x08\n\x06_gamma\"\x9a\x01\n\x0bSubmitEvent\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1f\n\x05spans\x18\x02 \x03(\x0b\x32\x10.moespac.v1.Span\x12*\n\nstatistics\x18\x03 \x01(\x0b\x32\x16.moespac.v1.Statistics\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.moespac.v1.TokenLogprobs\"#\n\rFinishRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\r\n\x0b\x46inishReply2\xce\x01\n\nGeneration\x12\x44\n\x08Generate\x12\x1b.moespac.v1.GenerateRequest\x1a\x19.moespac.v1.GenerateEvent0\x01\x12<\n\x06Models\x12\x19.moespac.v1.ModelsRequest\x1a\x17.moespac.v1.ModelsReply\x12<\n\x06Status\x12\x19.moespac.v1.StatusRequest\x1a\x17.moespac.v1.StatusReply2\xc8\x01\n\nScheduling\x12>\n\x06Submit\x12\x19.moespac.v1.SubmitRequest\x1a\x17.moespac.v1.SubmitEvent0\x01\x12<\n\x06\x46inish\x12\x19.moespac.v1.FinishRequest\x1a\x17.moespac.v1.FinishReply\x12<\n\x06Status\x12\x19.moespac.v1.StatusRequest\x1a\x17.moespac.v1.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,33 +41,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SPANS']._serialized_start=571
   _globals['_SPANS']._serialized_end=611
   _globals['_STATISTICS']._serialized_start=614
-  _globals['_STATISTICS']._serialized_end=1273
-  _globals['_STATISTICS_FINISHREASON']._serialized_start=1188
-  _globals['_STATISTICS_FINISHREASON']._serialized_end=1255
-  _globals['_DRAFTSTATISTICS']._serialized_start=1275
-  _globals['_DRAFTSTATISTICS']._serialized_end=1357
-  _globals['_MODELSREQUEST']._serialized_start=1359
-  _globals['_MODELSREQUEST']._serialized_end=1374
-  _globals['_MODELSREPLY']._serialized_start=1376
-  _globals['_MODELSREPLY']._serialized_end=1428
-  _globals['_MODELINFO']._serialized_start=1430
-  _globals['_MODELINFO']._serialized_end=1533
-  _globals['_STATUSREQUEST']._serialized_start=1535
-  _globals['_STATUSREQUEST']._serialized_end=1550
-  _globals['_STATUSREPLY']._serialized_start=1553
-  _globals['_STATUSREPLY']._serialized_end=1831
-  _globals['_ACTORINFO']._serialized_start=1833
-  _globals['_ACTORINFO']._serialized_end=1948
-  _globals['_SUBMITREQUEST']._serialized_start=1951
-  _globals['_SUBMITREQUEST']._serialized_end=2212
-  _globals['_SUBMITEVENT']._serialized_start=2215
-  _globals['_SUBMITEVENT']._serialized_end=2369
-  _globals['_FINISHREQUEST']._serialized_start=2371
-  _globals['_FINISHREQUEST']._serialized_end=2406
-  _globals['_FINISHREPLY']._serialized_start=2408
-  _globals['_FINISHREPLY']._serialized_end=2421
-  _globals['_GENERATION']._serialized_start=2424
-  _globals['_GENERATION']._serialized_end=2630
-  _globals['_SCHEDULING']._serialized_start=2633
-  _globals['_SCHEDULING']._serialized_end=2833
+  _globals['_STATISTICS']._serialized_end=1324
+  _globals['_STATISTICS_FINISHREASON']._serialized_start=1239
+  _globals['_STATISTICS_FINISHREASON']._serialized_end=1306
+  _globals['_DRAFTSTATISTICS']._serialized_start=1326
+  _globals['_DRAFTSTATISTICS']._serialized_end=1408
+  _globals['_MODELSREQUEST']._serialized_start=1410
+  _globals['_MODELSREQUEST']._serialized_end=1425
+  _globals['_MODELSREPLY']._serialized_start=1427
+  _globals['_MODELSREPLY']._serialized_end=1479
+  _globals['_MODELINFO']._serialized_start=1481
+  _globals['_MODELINFO']._serialized_end=1584
+  _globals['_STATUSREQUEST']._serialized_start=1586
+  _globals['_STATUSREQUEST']._serialized_end=1601
+  _globals['_STATUSREPLY']._serialized_start=1604
+  _globals['_STATUSREPLY']._serialized_end=1882
+  _globals['_ACTORINFO']._serialized_start=1884
+  _globals['_ACTORINFO']._serialized_end=1999
+  _globals['_SUBMITREQUEST']._serialized_start=2002
+  _globals['_SUBMITREQUEST']._serialized_end=2263
+  _globals['_SUBMITEVENT']._serialized_start=2266
+  _globals['_SUBMITEVENT']._serialized_end=2420
+  _globals['_FINISHREQUEST']._serialized_start=2422
+  _globals['_FINISHREQUEST']._serialized_end=2457
+  _globals['_FINISHREPLY']._serialized_start=2459
+  _globals['_FINISHREPLY']._serialized_end=2472
+  _globals['_GENERATION']._serialized_start=2475
+  _globals['_GENERATION']._serialized_end=2681
+  _globals['_SCHEDULING']._serialized_start=2684
+  _globals['_SCHEDULING']._serialized_end=2884
 # @@protoc_insertion_point(module_scope)

@@ -236,7 +236,7 @@ class LayerCounts(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ..., used: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("draft_s", "verify_s", "local_s", "wait_s", "expert_calls", "fallback_experts", "samples", "transfer_s", "transfer_hidden_s", "bytes_moved", "transfers")
+    __slots__ = ("draft_s", "verify_s", "local_s", "wait_s", "expert_calls", "fallback_experts", "samples", "transfer_s", "transfer_hidden_s", "bytes_moved", "transfers", "streamed_experts", "awaited_experts", "copy_wait_s")
     DRAFT_S_FIELD_NUMBER: _ClassVar[int]
     VERIFY_S_FIELD_NUMBER: _ClassVar[int]
     LOCAL_S_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +248,9 @@ class Timings(_message.Message):
     TRANSFER_HIDDEN_S_FIELD_NUMBER: _ClassVar[int]
     BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    STREAMED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    COPY_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     draft_s: float
     verify_s: float
     local_s: float
@@ -259,7 +262,10 @@ class Timings(_message.Message):
     transfer_hidden_s: float
     bytes_moved: int
     transfers: int
-    def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ...) -> None: ...
+    streamed_experts: int
+    awaited_experts: int
+    copy_wait_s: float
+    def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ..., streamed_experts: _Optional[int] = ..., awaited_experts: _Optional[int] = ..., copy_wait_s: _Optional[float] = ...) -> None: ...
 
 class CostSample(_message.Message):
     __slots__ = ("actor", "experts", "pairs", "seconds")
