@@ -58,7 +58,7 @@ class Sharing:
         staging = self._staging if self._staging is not None and self._staging.usable else None
         if not misses or not (names or staging):
             return Decision()
-        self._costs.note_transfers()
+        self._costs.next_layer()
         costs = self._costs.model
         one_s = costs.predict(LINK, 1, 0)
         under_way = {key: time_left(one_s, elapsed) for key, elapsed in self._slots.under_way().items()}
@@ -71,18 +71,19 @@ class Sharing:
                 link_free_s = max(link_free_s, time_left(one_s, elapsed))
             staged = {e: 0.0 if began is None else time_left(one_s, began) for e, began in held.items()}
         (device,) = costs.worker_costs([self._name])
+        (link,) = self._costs.worker_costs([LINK])
         here = Here(
             free_s=costs.predict(self._name, len(residents), int(routing.counts[list(residents)].sum())),
             # Experts that arrive are computed one or two at a time.
             expert_s=device.call_s + device.expert_s,
             pair_s=device.pair_s,
             link_free_s=link_free_s,
-            transfer_s=math.inf if staging is None else one_s,
+            transfer_s=math.inf if staging is None else link.call_s + link.expert_s,
         )
         # What has to come from disk first would hold up the copies behind it; a worker fetches it as well.
         away = self._source.absent(layer, misses) if names and staging is not None else ()
         shares = share_layer(
-            routing.sizes(list(misses)), costs.worker_costs(names), here, landing | staged, frozenset(away)
+            routing.sizes(list(misses)), self._costs.worker_costs(names), here, landing | staged, frozenset(away)
         )
         awaited = [e for e in shares.awaited if e in staged]
         return Decision(

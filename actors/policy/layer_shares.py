@@ -13,6 +13,20 @@ from dataclasses import dataclass, replace
 from .cost import WorkerCost
 from .reactive import makespan, split_misses
 
+SILENT = 256
+"""Layers in which whoever is not asked comes to be thought half as dear."""
+
+
+def hopeful(cost: WorkerCost, samples: int, silent: int) -> WorkerCost:
+    """`cost` as it is worth trying, `silent` layers after the last of `samples` samples.
+
+    Costs are learned only of who is asked, so one unlucky sample could put somebody off for good. This way whoever is c
+    times too dear is tried once in about SILENT·(c − 1) layers, which takes c − 1 times a layer's time longer: a share
+    of 1/SILENT of all time whatever c is. After few samples sooner, as they may have been of a cold start.
+    """
+    scale = 1.0 / (1.0 + silent / min(SILENT, 8 * max(1, samples)))
+    return WorkerCost(cost.name, cost.call_s * scale, cost.expert_s * scale, cost.pair_s * scale)
+
 
 @dataclass(frozen=True)
 class Here:

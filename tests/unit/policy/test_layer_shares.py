@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moespac.actors.policy.cost import WorkerCost
-from moespac.actors.policy.layer_shares import Here, Shares, share_layer, time_left
+from moespac.actors.policy.layer_shares import SILENT, Here, Shares, hopeful, share_layer, time_left
 from moespac.actors.policy.likely import LikelyExperts
 from moespac.actors.policy.reactive import makespan, split_misses
 
@@ -121,6 +121,22 @@ def test_without_workers_all_is_computed_here():
 
 def test_a_late_copy_is_expected_to_be_as_late_again():
     assert time_left(2.0, 0.5) == 1.5 and time_left(2.0, 2.0) == 0.0 and time_left(2.0, 7.0) == 5.0
+
+
+@pytest.mark.parametrize(("dearer", "samples"), [(2.0, 1000), (9.0, 1000), (50.0, 1)])
+def test_who_is_too_dear_is_tried_again_after_a_while(dearer, samples):
+    """One unlucky sample is not for good, and trying costs a small share of the time."""
+    pairs, other = dict.fromkeys(range(8), 1), WorkerCost("other", 0.0, 1.0, 0.0)
+    silent = 0
+    while (
+        share_layer(
+            pairs, [other, hopeful(WorkerCost("w", 8.0 * dearer, 0.0, 0.0), samples, silent)], Here(0, 1, 0)
+        ).workers[1]
+        == ()
+    ):
+        silent += 1
+    assert silent >= (dearer - 1) * min(SILENT, 8 * samples)
+    assert silent <= 2 * dearer * min(SILENT, 8 * samples)
 
 
 def test_a_chunk_wants_nearly_all_and_a_window_what_it_wanted_before():
