@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from moespac.actors.core import DraftChoice, ExpertKey, ModelShape, Sampling
+from moespac.actors.core import CostSample, DraftChoice, ExpertKey, ModelShape, Sampling
 from moespac.actors.gpu_device.decode import Decoder, Session, StepResult
 from moespac.actors.gpu_device.drafts.dense import DenseDraft
 from moespac.actors.gpu_device.drafts.ngram import NgramDraft
@@ -25,7 +25,7 @@ from moespac.actors.gpu_device.passes import Pass
 from moespac.actors.gpu_device.slots import ExpertSlots, Outcome
 from moespac.actors.gpu_device.staging import Staging
 from moespac.actors.gpu_device.trunk import load_draft, load_trunk
-from moespac.actors.policy.cost import CostModel
+from moespac.actors.policy.cost import CostModel, Prior
 from moespac.actors.policy.sampler import Sampler
 from moespac.actors.prefetcher.convert import convert
 from moespac.actors.prefetcher.source import ExpertSource
@@ -83,6 +83,18 @@ def make_store(checkpoint: Path, path: Path) -> Path:
     """The checkpoint's converted experts."""
     convert(checkpoint, path)
     return path
+
+
+class GivenCosts(CostModel):
+    """What is assumed stays assumed: placements do not depend on how busy the machine is."""
+
+    def observe(self, sample: CostSample) -> None: ...
+
+
+def given_costs(expert_bytes: int, worker_s: float, link_s: float, device_s: float) -> CostModel:
+    """Seconds of one expert on the workers, over the link, on the device `gpu-0`; pairs cost nothing."""
+    worker, link, device = (Prior(0.0, expert_bytes / s, 0.0) for s in (worker_s, link_s, device_s))
+    return GivenCosts(expert_bytes, "gpu-0", device, worker, link)
 
 
 @dataclass
