@@ -103,7 +103,7 @@ def _state(status: generation_pb2.StatusReply) -> str:
         emulated = ", emulated link" if device.emulated else ""
         lines.append(
             f"device {device.name} ({device.torch_device}{emulated}): {len(device.resident)} of {device.slots} slots "
-            f"resident ({human_bytes(device.resident_bytes)}); "
+            f"resident ({human_bytes(device.resident_bytes)}), {device.staging_slots} more for streaming; "
             f"KV cache {human_bytes(device.kv_reserved_bytes)} of {human_bytes(device.kv_budget_bytes)}; "
             f"context {device.context_length} tokens"
         )

@@ -106,8 +106,7 @@ def load_device(
         undo.callback(source.close)
         link = _link(config, device, source, shape)
         # Without a link, host memory is as near as a buffer would be.
-        streams = config.link is not None or device.type == "cuda"
-        buffers = buffers_of(slots_within(config.expert_memory, shape)) if streams else 0
+        buffers = buffers_of(slots_within(config.expert_memory, shape)) if config.has_link else 0
         slots = ExpertSlots(shape, config.expert_memory, device, link, buffers)
         undo.callback(slots.close)
         staging = None

@@ -88,6 +88,7 @@ def description(name: str, device: Device | None) -> pb.DeviceDescription:
         resident_bytes=len(residents) * device.shape.expert_bytes,
         kv_reserved_bytes=device.sessions.budget.reserved_bytes,
         stale_plans=device.slots.stale_plans,
+        staging_slots=len(device.slots.buffers),
     )
 
 

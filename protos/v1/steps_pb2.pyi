@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DeviceDescription(_message.Message):
-    __slots__ = ("name", "version", "torch_device", "emulated", "model", "store_fingerprint", "slots", "slot_bytes", "kv_budget_bytes", "kv_bytes_per_token", "context_length", "eos_token_ids", "drafts", "resident", "ready", "resident_bytes", "kv_reserved_bytes", "stale_plans", "vocab_size")
+    __slots__ = ("name", "version", "torch_device", "emulated", "model", "store_fingerprint", "slots", "slot_bytes", "kv_budget_bytes", "kv_bytes_per_token", "context_length", "eos_token_ids", "drafts", "resident", "ready", "resident_bytes", "kv_reserved_bytes", "stale_plans", "vocab_size", "staging_slots")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TORCH_DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class DeviceDescription(_message.Message):
     KV_RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STALE_PLANS_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STAGING_SLOTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     torch_device: str
@@ -51,7 +52,8 @@ class DeviceDescription(_message.Message):
     kv_reserved_bytes: int
     stale_plans: int
     vocab_size: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., torch_device: _Optional[str] = ..., emulated: _Optional[bool] = ..., model: _Optional[_Union[ModelShape, _Mapping]] = ..., store_fingerprint: _Optional[str] = ..., slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[str]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., ready: _Optional[bool] = ..., resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., stale_plans: _Optional[int] = ..., vocab_size: _Optional[int] = ...) -> None: ...
+    staging_slots: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., torch_device: _Optional[str] = ..., emulated: _Optional[bool] = ..., model: _Optional[_Union[ModelShape, _Mapping]] = ..., store_fingerprint: _Optional[str] = ..., slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[str]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., ready: _Optional[bool] = ..., resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., stale_plans: _Optional[int] = ..., vocab_size: _Optional[int] = ..., staging_slots: _Optional[int] = ...) -> None: ...
 
 class ModelShape(_message.Message):
     __slots__ = ("layer_ids", "n_experts", "top_k", "hidden_size", "intermediate_size", "expert_bytes")

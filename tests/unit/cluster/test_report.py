@@ -34,6 +34,8 @@ FULL = pb.Statistics(
     solver_statuses=["OPTIMAL"] * 60 + ["FEASIBLE"] * 39 + ["GREEDY"],
     expert_calls=321,
     fallback_experts=2,
+    streamed_experts=44,
+    awaited_experts=5,
     emulated=True,
     restarts=1,
 )
@@ -79,6 +81,7 @@ def test_table_has_every_figure():
         ("transfer time hidden", "80.0 %", "400.0 ms of 500.0 ms"),
         ("plan time p50 / p99", "50.5 / 99.0 ms", "39 FEASIBLE, 1 GREEDY, 60 OPTIMAL"),
         ("expert calls", "321", "2 experts fell back"),
+        ("streamed", "44", "5 waited for"),
         ("restarts", "1"),
     ):
         line = next(line for line in text.splitlines() if row in line)
