@@ -75,13 +75,14 @@ class LayerExecutor:
             with self.slots.pinned(layer, list(routing.pairs)) as residents:
                 run.routed(layer, routing, len(residents))
                 misses = [e for e in routing.pairs if e not in residents]
-                decision = self._sharing.decide(layer, routing, list(residents), misses)
+                decision, decided = self._sharing.decide(layer, routing, list(residents), misses), time.perf_counter()
                 if self.staging is not None and misses:
                     self.staging.order(decision.staged, decision.ahead, run.deadline)
                 if self._workers is not None:
                     calls = self._workers.start(run, layer, hidden, routing, decision.calls)
                 rows = self._local(run, layer, hidden, routing, residents)
             rows |= self._staged(run, layer, hidden, routing, decision.staged)
+            self._costs.note_stream(decision.expected_s, time.perf_counter() - decided)
             rows |= self._landed(run, layer, hidden, routing, decision.landing)
             if self._workers is not None and calls:
                 rows |= self._workers.collect(run, layer, calls)

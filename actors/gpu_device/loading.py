@@ -113,7 +113,7 @@ def load_device(
         if buffers:
             staging = Staging(slots.buffers, shape.expert_bytes, source, link, slots.transfers, slots.right_of_way)
             undo.callback(staging.close)
-        costs = MeasuredCosts(_costs(config, device, shape), slots.transfers)
+        costs = MeasuredCosts(assumed_costs(config, device, shape), slots.transfers)
         calls = Workers(ExpertCaller(peers, store.fingerprint), workers, costs)
         choice = choose_kernel(store.layout, dtype, device, slots.memory)
         spare = choice if device.type == "cpu" else choose_kernel(store.layout, dtype, device)
@@ -169,13 +169,14 @@ def _attach(name: str, peers: Peers, prefetcher: str, store: ExpertStore, stoppi
                 raise
 
 
-def _costs(config: GpuDeviceConfig, device: torch.device, shape: ModelShape) -> CostModel:
+def assumed_costs(config: GpuDeviceConfig, device: torch.device, shape: ModelShape) -> CostModel:
     """Before anything is measured: a processor computes here as on a worker, and an emulated link is what it says."""
     computing = DEVICE_PRIOR
     if device.type == "cpu":
         computing = Prior(DEVICE_PRIOR.call_s, WORKER_PRIOR.bytes_per_s, WORKER_PRIOR.pair_share)
     link = LINK_PRIOR if config.link is None else Prior(config.link.latency, config.link.bandwidth, 0.0)
-    return CostModel(shape.expert_bytes, config.name, device_prior=computing, link_prior=link)
+    # Of workers their computing alone: what calls take is measured apart.
+    return CostModel(shape.expert_bytes, config.name, computing, replace(WORKER_PRIOR, call_s=0.0), link)
 
 
 def _link(config: GpuDeviceConfig, device: torch.device, source: ExpertSource, shape: ModelShape) -> Link:

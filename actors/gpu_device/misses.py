@@ -39,7 +39,7 @@ class Workers:
         on_host = hidden.detach().to("cpu", torch.float32)
         for name, share in shares.items():
             sizes = routing.sizes(list(share))
-            expected_s = self._costs.model.predict(name, len(share), sum(sizes.values()))
+            expected_s = self._costs.call_s(name, len(share), sum(sizes.values()))
             patience_s = min(PATIENCE_S + PATIENCE_FACTOR * expected_s, run.remaining_s())
             pairs = [routing.pairs[e] for e in share]
             calls.append(self._caller.start(name, layer, run.epoch, run.request_ids, on_host, pairs, patience_s))
@@ -82,4 +82,5 @@ class Workers:
             max(0, last - first - waited) * 1e-9,
         )
         run.samples.append(sample)
-        self._costs.note(sample)
+        computing_ns = sum(part.finished_ns - part.started_ns - part.weights_wait_ns for part in call.served)
+        self._costs.note_call(sample, max(0, computing_ns) * 1e-9)

@@ -30,6 +30,8 @@ class Decision:
     """Computed from their slots, once they are there."""
     ahead: tuple[ExpertKey, ...] = ()
     """The next layer's, to be copied when this layer's are."""
+    expected_s: float = 0.0
+    """Until residents and staged experts should be computed; 0 where nothing is copied."""
 
 
 class Sharing:
@@ -71,14 +73,14 @@ class Sharing:
                 link_free_s = max(link_free_s, time_left(one_s, elapsed))
             staged = {e: 0.0 if began is None else time_left(one_s, began) for e, began in held.items()}
         (device,) = costs.worker_costs([self._name])
-        (link,) = self._costs.worker_costs([LINK])
+        pace = self._costs.pace
         here = Here(
             free_s=costs.predict(self._name, len(residents), int(routing.counts[list(residents)].sum())),
             # Experts that arrive are computed one or two at a time.
-            expert_s=device.call_s + device.expert_s,
-            pair_s=device.pair_s,
+            expert_s=pace * (device.call_s + device.expert_s),
+            pair_s=pace * device.pair_s,
             link_free_s=link_free_s,
-            transfer_s=math.inf if staging is None else link.call_s + link.expert_s,
+            transfer_s=math.inf if staging is None else self._costs.transfer_s(),
         )
         # What has to come from disk first would hold up the copies behind it; a worker fetches it as well.
         away = self._source.absent(layer, misses) if names and staging is not None else ()
@@ -91,6 +93,7 @@ class Sharing:
             staged=tuple(ExpertKey(layer, e) for e in (*awaited, *shares.streamed)),
             landing=tuple(ExpertKey(layer, e) for e in shares.awaited if e not in staged),
             ahead=self._next(row, tokens) if shares.streamed and staging is not None else (),
+            expected_s=shares.here_s if shares.streamed else 0.0,
         )
 
     def _next(self, row: int, tokens: int) -> tuple[ExpertKey, ...]:

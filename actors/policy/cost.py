@@ -95,7 +95,7 @@ class CostModel:
     ) -> None:
         if expert_bytes < 1:
             raise ValueError(f"expert_bytes is {expert_bytes}; expected at least 1")
-        self._expert_bytes = expert_bytes
+        self.expert_bytes = expert_bytes
         self._device = device
         self._priors = {device: device_prior, LINK: link_prior}
         self._worker_prior = worker_prior
@@ -106,6 +106,10 @@ class CostModel:
         if not (np.isfinite(sample.seconds) and sample.seconds >= 0 and sample.experts >= 1 and sample.pairs >= 0):
             raise ValueError(f"cost sample of {sample.actor!r} is impossible: {sample}")
         self._fit(sample.actor).observe(sample)
+
+    def refit(self, actor: str) -> None:
+        """Fits now what was observed of `actor`: for who sees that predictions have become wrong. About 1 ms."""
+        self._fit(actor).refit()
 
     def predict(self, actor: str, experts: int, pairs: int) -> float:
         """Seconds for `experts` experts with `pairs` pairs together in one call; 0 for nothing."""
@@ -142,7 +146,7 @@ class CostModel:
     def _fit(self, actor: str) -> _ActorFit:
         if actor not in self._actors:
             prior = self._priors.get(actor, self._worker_prior)
-            expert_s = self._expert_bytes / prior.bytes_per_s
+            expert_s = self.expert_bytes / prior.bytes_per_s
             self._actors[actor] = _ActorFit(np.array([prior.call_s, expert_s, prior.pair_share * expert_s]))
         return self._actors[actor]
 
@@ -169,6 +173,10 @@ class _ActorFit:
         self.samples += 1
         self._unfitted += 1
         if self.samples <= FITTED_AT_ONCE or self._unfitted >= REFIT_EVERY:
+            self.refit()
+
+    def refit(self) -> None:
+        if self._unfitted:
             n = min(self.samples, RING)
             self.coefficients = fit_coefficients(self._features[:n], self._seconds[:n], self._prior)
             self._unfitted = 0
