@@ -86,6 +86,7 @@ class LayerExecutor:
             rows |= self._landed(run, layer, hidden, routing, decision.landing)
             if self._workers is not None and calls:
                 rows |= self._workers.collect(run, layer, calls)
+            self._sharing.note(decision, len(hidden), time.perf_counter() - decided)
         except BaseException:
             if self.staging is not None:
                 self.staging.order(())

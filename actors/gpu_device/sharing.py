@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..core import ExpertKey, ModelShape
 from ..policy.cost import LINK
 from ..policy.layer_shares import Here, share_layer, time_left
 from ..policy.likely import LikelyExperts
+from ..policy.track_record import TrackRecord
 from ..prefetcher.source import ExpertSource
 from .measured_costs import MeasuredCosts
 from .misses import Workers
@@ -32,6 +34,10 @@ class Decision:
     """The next layer's, to be copied when this layer's are."""
     expected_s: float = 0.0
     """Until residents and staged experts should be computed; 0 where nothing is copied."""
+    way: str = ""
+    """Streamed or plain, where there is a choice."""
+    told_s: float = 0.0
+    """Until all should be computed."""
 
 
 class Sharing:
@@ -50,6 +56,8 @@ class Sharing:
         """`name`: the device's in `costs`."""
         self._name, self._shape, self._costs = name, shape, costs
         self._slots, self._source, self._workers, self._staging = slots, source, workers, staging
+        # Prompts and windows differ in what a processor that copies misses.
+        self._records: defaultdict[int, TrackRecord] = defaultdict(TrackRecord)
         self._likely = LikelyExperts(shape.n_layers, shape.n_experts, shape.top_k)
 
     def decide(self, layer: int, routing: Routing, residents: Sequence[int], misses: Sequence[int]) -> Decision:
@@ -84,9 +92,17 @@ class Sharing:
         )
         # What has to come from disk first would hold up the copies behind it; a worker fetches it as well.
         away = self._source.absent(layer, misses) if names and staging is not None else ()
-        shares = share_layer(
-            routing.sizes(list(misses)), self._costs.worker_costs(names), here, landing | staged, frozenset(away)
-        )
+        sizes, workers = routing.sizes(list(misses)), self._costs.worker_costs(names)
+        shares = share_layer(sizes, workers, here, landing | staged, frozenset(away))
+        way = ""
+        if names and staging is not None:
+            ways = {"plain": shares}
+            if shares.streamed:
+                plain = share_layer(sizes, workers, replace(here, transfer_s=math.inf), landing | staged)
+                ways = {"plain": plain, "streamed": shares}
+            record = self._records[tokens.bit_length()]
+            way = record.choose({name: found.seconds for name, found in ways.items()})
+            shares = ways[way]
         awaited = [e for e in shares.awaited if e in staged]
         return Decision(
             calls={name: share for name, share in zip(names, shares.workers, strict=True) if share},
@@ -94,7 +110,14 @@ class Sharing:
             landing=tuple(ExpertKey(layer, e) for e in shares.awaited if e not in staged),
             ahead=self._next(row, tokens) if shares.streamed and staging is not None else (),
             expected_s=shares.here_s if shares.streamed else 0.0,
+            way=way,
+            told_s=shares.seconds,
         )
+
+    def note(self, decision: Decision, tokens: int, took_s: float) -> None:
+        """The layer, of `tokens` tokens, is computed."""
+        if decision.way:
+            self._records[tokens.bit_length()].note(decision.way, decision.told_s, took_s)
 
     def _next(self, row: int, tokens: int) -> tuple[ExpertKey, ...]:
         """What the next layer is all but certain to want and lacks, as much of it as goes into the buffers."""
