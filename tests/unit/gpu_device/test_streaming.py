@@ -262,6 +262,7 @@ def test_an_expert_on_its_way_to_a_slot_is_waited_for(model, monkeypatch, ends):
         assert torch.equal(compute(device, run, call), eager(*call))
         assert run.awaited_experts == (ends == "lands") and run.fallback_experts == (ends != "lands")
         assert run.expert_calls == run.streamed_experts == 0 and link.moves == 6
+        assert (f"layer {LAYER} awaited" in {span.name for span in run.spans}) == (ends == "lands")
         link.go.set()
         filling.join(LIMIT_S)
         assert (key in device.slots.residents()) == (ends != "fails")
