@@ -69,46 +69,27 @@ class Sharing:
         if not misses or not (names or staging):
             return Decision()
         self._costs.next_layer()
-        costs = self._costs.model
-        one_s = costs.predict(LINK, 1, 0)
-        under_way = {key: time_left(one_s, elapsed) for key, elapsed in self._slots.under_way().items()}
-        landing = {key.expert: left_s for key, left_s in under_way.items() if key.layer == layer}
-        link_free_s = max(under_way.values(), default=0.0)
-        staged: dict[int, float] = {}
-        if staging is not None:
-            held, elapsed = staging.held(layer)
-            if elapsed is not None:
-                link_free_s = max(link_free_s, time_left(one_s, elapsed))
-            staged = {e: 0.0 if began is None else time_left(one_s, began) for e, began in held.items()}
-        (device,) = costs.worker_costs([self._name])
-        pace = self._costs.pace
-        here = Here(
-            free_s=costs.predict(self._name, len(residents), int(routing.counts[list(residents)].sum())),
-            # Experts that arrive are computed one or two at a time.
-            expert_s=pace * (device.call_s + device.expert_s),
-            pair_s=pace * device.pair_s,
-            link_free_s=link_free_s,
-            transfer_s=math.inf if staging is None else self._costs.transfer_s(),
-        )
+        landing, staged, link_free_s = self._on_their_way(layer, staging)
+        arriving, sizes, workers = landing | staged, routing.sizes(list(misses)), self._costs.worker_costs(names)
+        here = self._here(routing, residents, link_free_s, staging is not None)
         # What has to come from disk first would hold up the copies behind it; a worker fetches it as well.
-        away = self._source.absent(layer, misses) if names and staging is not None else ()
-        sizes, workers = routing.sizes(list(misses)), self._costs.worker_costs(names)
-        shares = share_layer(sizes, workers, here, landing | staged, frozenset(away))
-        way = ""
+        away = frozenset(self._source.absent(layer, misses) if names and staging else ())
+        shares, way = share_layer(sizes, workers, here, arriving, away), ""
         if names and staging is not None:
             ways = {"plain": shares}
             if shares.streamed:
-                plain = share_layer(sizes, workers, replace(here, transfer_s=math.inf), landing | staged)
-                ways = {"plain": plain, "streamed": shares}
-            record = self._records[tokens.bit_length()]
-            way = record.choose({name: found.seconds for name, found in ways.items()})
+                ways = {
+                    "plain": share_layer(sizes, workers, replace(here, transfer_s=math.inf), arriving),
+                    "streamed": shares,
+                }
+            way = self._records[tokens.bit_length()].choose({name: found.seconds for name, found in ways.items()})
             shares = ways[way]
         awaited = [e for e in shares.awaited if e in staged]
         return Decision(
             calls={name: share for name, share in zip(names, shares.workers, strict=True) if share},
             staged=tuple(ExpertKey(layer, e) for e in (*awaited, *shares.streamed)),
             landing=tuple(ExpertKey(layer, e) for e in shares.awaited if e not in staged),
-            ahead=self._next(row, tokens) if shares.streamed and staging is not None else (),
+            ahead=self._next(staging, row, tokens) if shares.streamed and staging is not None else (),
             expected_s=shares.here_s if shares.streamed else 0.0,
             way=way,
             told_s=shares.seconds,
@@ -119,12 +100,38 @@ class Sharing:
         if decision.way:
             self._records[tokens.bit_length()].note(decision.way, decision.told_s, took_s)
 
-    def _next(self, row: int, tokens: int) -> tuple[ExpertKey, ...]:
+    def _here(self, routing: Routing, residents: Sequence[int], link_free_s: float, copies: bool) -> Here:
+        costs, pace = self._costs.model, self._costs.pace
+        (device,) = costs.worker_costs([self._name])
+        return Here(
+            free_s=costs.predict(self._name, len(residents), int(routing.counts[list(residents)].sum())),
+            # Experts that arrive are computed one or two at a time.
+            expert_s=pace * (device.call_s + device.expert_s),
+            pair_s=pace * device.pair_s,
+            link_free_s=link_free_s,
+            transfer_s=self._costs.transfer_s() if copies else math.inf,
+        )
+
+    def _on_their_way(self, layer: int, staging: Staging | None) -> tuple[dict[int, float], dict[int, float], float]:
+        """Seconds until they are there, of the layer's experts on their way to slots and to buffers; until the link is
+        free."""
+        one_s = self._costs.model.predict(LINK, 1, 0)
+        under_way = {key: time_left(one_s, elapsed_s) for key, elapsed_s in self._slots.under_way().items()}
+        landing = {key.expert: left_s for key, left_s in under_way.items() if key.layer == layer}
+        link_free_s = max(under_way.values(), default=0.0)
+        if staging is None:
+            return landing, {}, link_free_s
+        held, elapsed_s = staging.held(layer)
+        staged = {e: 0.0 if began_s is None else time_left(one_s, began_s) for e, began_s in held.items()}
+        if elapsed_s is not None:
+            link_free_s = max(link_free_s, time_left(one_s, elapsed_s))
+        return landing, staged, link_free_s
+
+    def _next(self, staging: Staging, row: int, tokens: int) -> tuple[ExpertKey, ...]:
         """What the next layer is all but certain to want and lacks, as much of it as goes into the buffers."""
         if row + 1 == self._shape.n_layers:
             return ()
         layer = self._shape.layer_ids[row + 1]
-        lacking = self._slots.absent(layer, self._likely.of(row + 1, tokens))
-        wanted = lacking[: self._staging.buffers]
+        wanted = self._slots.absent(layer, self._likely.of(row + 1, tokens))[: staging.buffers]
         away = set(self._source.absent(layer, wanted))
         return tuple(ExpertKey(layer, e) for e in wanted if e not in away)
