@@ -82,7 +82,6 @@ class LayerExecutor:
                     calls = self._workers.start(run, layer, hidden, routing, decision.calls)
                 rows = self._local(run, layer, hidden, routing, residents)
             rows |= self._staged(run, layer, hidden, routing, decision.staged)
-            self._costs.note_stream(decision.expected_s, time.perf_counter() - decided)
             rows |= self._landed(run, layer, hidden, routing, decision.landing)
             if self._workers is not None and calls:
                 rows |= self._workers.collect(run, layer, calls)

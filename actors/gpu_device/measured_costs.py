@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..core import CostSample
 from ..policy.cost import LINK, CostModel, Prior, WorkerCost
-from ..policy.layer_shares import SILENT, hopeful
+from ..policy.layer_shares import hopeful
 from .link import TransferLog
 
 LEARN_FIRST, LEARN_EVERY = 32, 8
@@ -19,13 +19,8 @@ SURPRISE = 0.25
 REFIT_AFTER_S = 0.1
 """Time measured between such fits, so that they take a hundredth of it at most."""
 
-
 CALL_PRIOR = Prior(call_s=300e-6, bytes_per_s=1e12, pair_share=0.1)
 """What a call takes beside computing, before it is measured."""
-
-PACE_MEMORY = 16
-"""Streams that the pace looks back on, about."""
-PACE_LEAST, PACE_MOST = 0.5, 10.0
 
 
 class MeasuredCosts:
@@ -40,7 +35,6 @@ class MeasuredCosts:
         self._heard: dict[str, int] = {}
         self._since_fit_s: defaultdict[str, float] = defaultdict(float)
         self._layers = 0
-        self._pace, self._paced = 1.0, 0
 
     def note(self, sample: CostSample) -> None:
         """Learns from `sample`, or passes it over."""
@@ -51,21 +45,6 @@ class MeasuredCosts:
         computing_s = min(computing_s, sample.seconds)
         if self._note(self.model, replace(sample, seconds=computing_s)):
             self._calls.observe(replace(sample, seconds=sample.seconds - computing_s))
-
-    def note_stream(self, expected_s: float, took_s: float) -> None:
-        """A layer's share of this device, streamed experts among it, took so long instead of `expected_s`."""
-        if expected_s > 0:
-            ratio = min(max(took_s / expected_s * self._pace, PACE_LEAST), PACE_MOST)
-            self._pace += (ratio - self._pace) / PACE_MEMORY
-            self._paced = self._layers
-
-    @property
-    def pace(self) -> float:
-        """How much longer streaming takes than link and device say: what handing over costs on this machine.
-
-        Nears 1 while nothing is streamed, so that it is tried again.
-        """
-        return 1.0 + (self._pace - 1.0) / (1.0 + (self._layers - self._paced) / SILENT)
 
     def next_layer(self) -> None:
         """Learns from what crossed the link since the last call; a layer is about to be shared out."""
@@ -88,7 +67,7 @@ class MeasuredCosts:
     def transfer_s(self) -> float:
         """What to expect of one copy."""
         link = self._hopeful(*self.model.worker_costs([LINK]))
-        return self.pace * (link.call_s + link.expert_s)
+        return link.call_s + link.expert_s
 
     def _hopeful(self, cost: WorkerCost) -> WorkerCost:
         return hopeful(cost, self._samples[cost.name], self._layers - self._heard.get(cost.name, 0))

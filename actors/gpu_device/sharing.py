@@ -32,8 +32,6 @@ class Decision:
     """Computed from their slots, once they are there."""
     ahead: tuple[ExpertKey, ...] = ()
     """The next layer's, to be copied when this layer's are."""
-    expected_s: float = 0.0
-    """Until residents and staged experts should be computed; 0 where nothing is copied."""
     way: str = ""
     """Streamed or plain, where there is a choice."""
     told_s: float = 0.0
@@ -90,7 +88,6 @@ class Sharing:
             staged=tuple(ExpertKey(layer, e) for e in (*awaited, *shares.streamed)),
             landing=tuple(ExpertKey(layer, e) for e in shares.awaited if e not in staged),
             ahead=self._next(staging, row, tokens) if shares.streamed and staging is not None else (),
-            expected_s=shares.here_s if shares.streamed else 0.0,
             way=way,
             told_s=shares.seconds,
         )
@@ -101,13 +98,13 @@ class Sharing:
             self._records[tokens.bit_length()].note(decision.way, decision.told_s, took_s)
 
     def _here(self, routing: Routing, residents: Sequence[int], link_free_s: float, copies: bool) -> Here:
-        costs, pace = self._costs.model, self._costs.pace
+        costs = self._costs.model
         (device,) = costs.worker_costs([self._name])
         return Here(
             free_s=costs.predict(self._name, len(residents), int(routing.counts[list(residents)].sum())),
             # Experts that arrive are computed one or two at a time.
-            expert_s=pace * (device.call_s + device.expert_s),
-            pair_s=pace * device.pair_s,
+            expert_s=device.call_s + device.expert_s,
+            pair_s=device.pair_s,
             link_free_s=link_free_s,
             transfer_s=self._costs.transfer_s() if copies else math.inf,
         )

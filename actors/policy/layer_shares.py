@@ -64,8 +64,6 @@ class Shares:
     """On their way already and computed here, soonest first."""
     seconds: float = 0.0
     """Until all is computed, by the costs given."""
-    here_s: float = 0.0
-    """Until this device has computed its part."""
 
 
 def time_left(expected_s: float, elapsed_s: float) -> float:
@@ -101,11 +99,10 @@ def share_layer(
         rest = {e: n for e, n in open_.items() if e not in bound}
         for shares, streamed in _splits(bound, rest, workers, here, arrivals, best.seconds if best else math.inf):
             copies = [(here.link_free_s + at * here.transfer_s, pairs[e]) for at, e in enumerate(streamed, 1)]
-            here_s = here.done_s(sorted(arrivals + copies))
-            seconds = max(makespan(pairs, workers, shares), here_s)
+            seconds = max(makespan(pairs, workers, shares), here.done_s(sorted(arrivals + copies)))
             # Of equals the later: it waits for more.
             if best is None or seconds <= best.seconds:
-                best = Shares(tuple(map(tuple, shares)), tuple(streamed), chosen, seconds, here_s)
+                best = Shares(tuple(map(tuple, shares)), tuple(streamed), chosen, seconds)
     if best is None:
         raise ValueError(f"{len(pairs)} experts to compute but nobody to compute them")
     return best

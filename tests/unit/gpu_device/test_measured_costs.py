@@ -59,15 +59,3 @@ def test_a_call_that_waits_long_says_nothing_of_computing():
     assert costs.call_s("cpu-0", 10, 10) < 30e-3, "ten experts in one call wait once"
     (worker,) = costs.worker_costs(["cpu-0"])
     assert worker.call_s + 10 * (worker.expert_s + worker.pair_s) == pytest.approx(costs.call_s("cpu-0", 10, 10))
-
-
-def test_streams_that_take_longer_than_told_are_expected_to():
-    costs = MeasuredCosts(CostModel(EXPERT_BYTES, "gpu-0"), TransferLog())
-    for _ in range(100):
-        costs.next_layer()
-        expected = 5e-3 * costs.pace
-        costs.note_stream(expected, 15e-3)
-    assert costs.pace == pytest.approx(3.0, rel=0.05)
-    for _ in range(256):
-        costs.next_layer()
-    assert costs.pace == pytest.approx(2.0, rel=0.05), "it will be tried again"

@@ -108,13 +108,13 @@ def test_what_is_on_its_way_is_waited_for_while_that_is_sooner():
     assert share_layer(pairs, [processor], here, {6: 0.0}).awaited == ()
     # Waited for, but not copied a second time, also where copies are cheap.
     fast = Here(0.0, 0.1, 0.0, link_free_s=0.5, transfer_s=0.1)
-    assert share_layer(pairs, [processor], fast, {5: 0.5}) == Shares(((),), (3, 7), (5,), *[pytest.approx(0.8)] * 2)
+    assert share_layer(pairs, [processor], fast, {5: 0.5}) == Shares(((),), (3, 7), (5,), pytest.approx(0.8))
 
 
 def test_without_workers_all_is_computed_here():
     here = Here(1.0, 0.5, 0.0, transfer_s=2.0)
-    assert share_layer({1: 1, 2: 5, 4: 1}, [], here, {4: 9.0}, uncopyable={2}) == Shares((), (2, 1), (4,), 9.5, 9.5)
-    assert share_layer({}, [], here) == Shares((), (), (), 1.0, 1.0)
+    assert share_layer({1: 1, 2: 5, 4: 1}, [], here, {4: 9.0}, uncopyable={2}) == Shares((), (2, 1), (4,), 9.5)
+    assert share_layer({}, [], here) == Shares((), (), (), 1.0)
     with pytest.raises(ValueError, match="nobody"):
         share_layer({1: 1}, [], Here(0.0, 0.1, 0.0))
 
