@@ -92,6 +92,8 @@ class CostSample:
     seconds: float
     waited_s: float = 0.0
     """Beyond `seconds`: for weights that were not in host memory."""
+    called_s: float = 0.0
+    """Of `seconds`: the way of a worker's call there and back."""
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class Measured(_Section):
     """One actor's samples and what they depend on."""
 
     conditions: dict[str, str]
-    samples: tuple[tuple[PositiveInt, NonNegativeInt, _Seconds, _Seconds], ...]
-    """Oldest first: experts, pairs, seconds, seconds waited for weights."""
+    samples: tuple[tuple[PositiveInt, NonNegativeInt, _Seconds, _Seconds, _Seconds], ...]
+    """Oldest first: experts, pairs, seconds, seconds waited for weights, seconds of the call's way."""
 
 
 class Saved(_Section):
@@ -116,10 +116,10 @@ class CostFile:
 
         Samples of actors without `conditions` are left out. What cannot be written is logged and left.
         """
-        fresh: dict[str, list[tuple[int, int, float, float]]] = {}
+        fresh: dict[str, list[tuple[int, int, float, float, float]]] = {}
         for sample in samples:
             if sample.actor in conditions:
-                row = (sample.experts, sample.pairs, sample.seconds, sample.waited_s)
+                row = (sample.experts, sample.pairs, sample.seconds, sample.waited_s, sample.called_s)
                 fresh.setdefault(sample.actor, []).append(row)
         if not fresh:
             return

@@ -149,6 +149,7 @@ def _check_ports(deployment: Deployment) -> list[Problem]:
 
 def _uses(deployment: Deployment, name: str, shape, trunk: int, kv: int) -> Iterator[tuple[str, str, str]]:
     from ..actors.cost_file import CostFile
+    from ..actors.gpu_device.staging import buffers_of
     from ..actors.prefetcher.convert import store_path_for
 
     gpu, model = deployment.gpu, deployment.model
@@ -156,9 +157,9 @@ def _uses(deployment: Deployment, name: str, shape, trunk: int, kv: int) -> Iter
     block = arena_block(shape)
     store = store_path_for(model.target, model.store, model.store_format, model.expert_scales)
 
-    def share(budget: int, each: int) -> str:
-        fit = experts_that_fit(budget, each, shape)
-        return f"{fit} of {count} experts ({fit / count:.0%})"
+    def share(budget: int, each: int, others: int = 0) -> str:
+        fit = experts_that_fit(budget - others * each, each, shape)
+        return f"{fit} of {count} experts ({fit / count:.0%})" + (f", {others} slots for streaming" if others else "")
 
     yield "model", name, f"{shape.n_layers} layers x {shape.n_experts} experts, top-{shape.top_k}"
     yield (
@@ -169,7 +170,9 @@ def _uses(deployment: Deployment, name: str, shape, trunk: int, kv: int) -> Iter
     yield "expert store", str(store), "converted already" if store.exists() else "to be converted at the first start"
     yield "measured costs", *CostFile(store).described()
     yield f"{gpu.name}: trunk", show_size(trunk), f"on {gpu.torch_device} in {model.compute_dtype}"
-    yield f"{gpu.name}: slots", show_size(gpu.expert_memory), share(gpu.expert_memory, slot_bytes(shape))
+    size = slot_bytes(shape)
+    buffers = buffers_of(gpu.expert_memory // size) if gpu.has_link else 0
+    yield f"{gpu.name}: slots", show_size(gpu.expert_memory), share(gpu.expert_memory, size, buffers)
     yield f"{gpu.name}: KV caches", show_size(gpu.kv_memory), f"{gpu.kv_memory // kv:,} tokens of {show_size(kv)}"
     yield (
         "prefetcher: arena",

@@ -82,5 +82,7 @@ def _summary(text: str, statistics: GenerationStatistics, identical: bool, endpo
         "actors": [{"name": e.name, "pid": e.pid, "node": e.node, "address": e.address} for e in endpoints],
         "grpc_expert_calls": statistics.expert_calls,
         "fallback_experts": statistics.fallback_experts,
+        "streamed_experts": statistics.streamed_experts,
+        "awaited_experts": statistics.awaited_experts,
         "emulated": statistics.emulated,
     }

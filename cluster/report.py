@@ -72,6 +72,9 @@ def generation_table(statistics: GenerationStatistics) -> Table:
         errors = ", ".join(f"{actor} {percent(error)}" for actor, error in sorted(s.prediction_errors.items()))
         table.add_row("prediction error", "", f"median, of times: {errors}")
     table.add_row("expert calls", f"{s.expert_calls}", f"to workers; {s.fallback_experts} experts fell back")
+    if s.streamed_experts or s.awaited_experts:
+        what = f"experts copied for one layer; {s.awaited_experts} waited for on their way to a slot{link}"
+        table.add_row("streamed", f"{s.streamed_experts}", what)
     if s.restarts:
         table.add_row("restarts", f"{s.restarts}", "taken up again after an actor was lost")
     return table
@@ -111,7 +114,7 @@ def _state(status: generation_pb2.StatusReply) -> str:
         emulated = ", emulated link" if device.emulated else ""
         lines.append(
             f"device {device.name} ({device.torch_device}{emulated}): {len(device.resident)} of {device.slots} slots "
-            f"resident ({human_bytes(device.resident_bytes)}); "
+            f"resident ({human_bytes(device.resident_bytes)}), {device.staging_slots} more for streaming; "
             f"KV cache {human_bytes(device.kv_reserved_bytes)} of {human_bytes(device.kv_budget_bytes)}; "
             f"context {device.context_length} tokens"
         )

@@ -17,7 +17,7 @@ from ..actors.core import Span
 from ..errors import UserError
 
 PROCESS = 1
-FIRST_ROWS = ("draft", "trunk", "local experts")
+FIRST_ROWS = ("draft", "trunk", "local experts", "streamed experts")
 LAST_ROWS = ("transfers", "planning")
 """Workers come between, by name."""
 

@@ -157,7 +157,8 @@ class GpuDeviceConfig(Section):
     torch_device: Annotated[StrictStr, AfterValidator(_torch_device)]
     """`cuda:N`, `cpu`, or `emulated`: computes on the CPU, with slots filled over a throttled `link`."""
     expert_memory: Size
-    """Bytes for expert slots; more raises the hit rate; 0: every expert is computed from host memory."""
+    """Bytes for expert slots; more raises the hit rate; 0: every expert is computed from host memory.
+    Behind a link up to four of the slots, a sixteenth at most, are for experts copied for one layer alone."""
     kv_memory: Size
     """Bytes for the KV caches of all running requests; a request that does not fit waits or is refused."""
     threads: Count = 1
@@ -168,6 +169,11 @@ class GpuDeviceConfig(Section):
     """The emulated link; required for `emulated`, refused for real devices, whose link is what it is."""
     placement: Placement = None
     """Custom Ray resource that a node must offer to run this actor; absent: any node."""
+
+    @property
+    def has_link(self) -> bool:
+        """Whether slots lie behind a link, real or emulated."""
+        return self.torch_device != "cpu"
 
     _cores_are_the_threads = model_validator(mode="after")(_one_core_a_thread)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +27,9 @@ AHEAD_S = 1e-3
 
 Wanted = Callable[[int], bool]
 """Told how many bytes of a copy are there; whether it is to go on."""
+
+SERVICE_TIMES = 64
+"""Transfers of which the device's own cost model hears at a time."""
 
 
 class Link(Protocol):
@@ -144,7 +148,7 @@ class Transfer:
     end_ns: int
     bytes: int
     service_s: float
-    """Seconds without the wait behind the transfer before it."""
+    """Seconds from when it was asked for, without the wait behind the transfer before it."""
     cancelled: bool = False
     """Broken off: `bytes` of it had moved."""
 
@@ -155,15 +159,29 @@ class TransferLog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._transfers: list[Transfer] = []
+        self._service_s: deque[float] = deque(maxlen=SERVICE_TIMES)
         self._last_end_ns = 0
 
-    def add(self, name: str, start_ns: int, end_ns: int, size: int, cancelled: bool = False) -> Transfer:
+    def add(
+        self, name: str, start_ns: int, end_ns: int, size: int, cancelled: bool = False, asked_ns: int | None = None
+    ) -> Transfer:
+        """`asked_ns`: when it could have started, where that is before `start_ns`."""
         with self._lock:
-            service_s = (end_ns - max(start_ns, min(self._last_end_ns, end_ns))) * 1e-9
+            begin_ns = start_ns if asked_ns is None else asked_ns
+            service_s = (end_ns - max(begin_ns, min(self._last_end_ns, end_ns))) * 1e-9
             self._last_end_ns = max(self._last_end_ns, end_ns)
             transfer = Transfer(name, start_ns, end_ns, size, service_s, cancelled)
             self._transfers.append(transfer)
+            if not cancelled:
+                self._service_s.append(service_s)
             return transfer
+
+    def service_times(self) -> list[float]:
+        """`service_s` of the transfers since the last call of this, the latest SERVICE_TIMES at most."""
+        with self._lock:
+            taken = list(self._service_s)
+            self._service_s.clear()
+            return taken
 
     def take(self) -> list[Transfer]:
         with self._lock:

@@ -16,10 +16,10 @@ from ...configs import Deployment, GpuDeviceConfig
 from ...errors import UserError
 from ...kernels.choose import choose_kernel
 from ...kernels.layout import FLOAT_FORMATS
-from ..core import ModelShape
+from ..core import CostSample, ModelShape
 from ..cost_conditions import conditions, endpoints_of
 from ..cost_file import CostFile
-from ..policy.cost import CostModel
+from ..policy.cost import DEVICE_PRIOR, LINK_PRIOR, WORKER_PRIOR, CostModel, Prior
 from ..prefetcher.arena import ArenaElsewhere, ArenaError
 from ..prefetcher.checkpoint import open_checkpoint
 from ..prefetcher.source import ExpertSource
@@ -34,10 +34,12 @@ from .drafts.resident import ResidentDraft
 from .kv import KvBudget, bytes_per_token
 from .layer import LayerExecutor
 from .link import CudaLink, EmulatedLink, Link, MemoryLink
+from .measured_costs import MeasuredCosts
 from .misses import Workers
 from .same_tokenizer import check_same_tokenizer
 from .sessions import Sessions
 from .slots import ExpertSlots, slots_within
+from .staging import Staging, buffers_of
 from .trunk import LoadedModel, load_draft, load_trunk
 
 log = structlog.get_logger()
@@ -106,29 +108,35 @@ def load_device(
         entered("weights")
         source = _attach(config.name, peers, prefetcher, store, stopping)
         undo.callback(source.close)
+        link = _link(config, device, source, shape)
+        # Without a link, host memory is as near as a buffer would be.
+        buffers = buffers_of(slots_within(config.expert_memory, shape)) if config.has_link else 0
         with fitting(config, f"expert_memory of {config.expert_memory:,} bytes", "lower it"):
-            slots = ExpertSlots(shape, config.expert_memory, device, _link(config, device, source, shape))
+            slots = ExpertSlots(shape, config.expert_memory, device, link, buffers)
         undo.callback(slots.close)
-        costs = known_costs(deployment, store, peers, prefetcher)
+        staging = None
+        if buffers:
+            staging = Staging(slots.buffers, shape.expert_bytes, source, link, slots.transfers, slots.right_of_way)
+            undo.callback(staging.close)
+        costs = MeasuredCosts(assumed_costs(config, device, shape), slots.transfers)
+        costs.take_up(known_costs(deployment, store, peers, prefetcher), config.name)
         caller = ExpertCaller(peers, store.fingerprint)
         undo.callback(caller.close)
         calls = Workers(caller, workers, costs)
         choice = choose_kernel(store.layout, dtype, device, slots.memory)
         spare = choice if device.type == "cpu" else choose_kernel(store.layout, dtype, device)
         log.info("expert kernel", actor=config.name, kernel=choice.kernel.name, reason=choice.reason)
-        executor = LayerExecutor(config.name, shape, choice.kernel, spare.kernel, slots, source, calls)
+        executor = LayerExecutor(config.name, shape, choice.kernel, spare.kernel, slots, source, costs, calls, staging)
         decoder = Decoder(target, _drafts(deployment, target, draft, executor), executor)
         sessions = Sessions(decoder, KvBudget(config.kv_memory, kv_bytes))
         return Device(config, shape, store.fingerprint, target, source, slots, sessions, decoder, undo.pop_all().close)
 
 
-def known_costs(deployment: Deployment, store: ExpertStore, peers: Peers, prefetcher: str) -> CostModel:
-    """A cost model that begins with what was measured before, as far as that was measured of the same."""
+def known_costs(deployment: Deployment, store: ExpertStore, peers: Peers, prefetcher: str) -> list[CostSample]:
+    """What was measured before, as far as that was measured of the same."""
     names = (prefetcher, *(device.name for device in deployment.devices))
     here = conditions(deployment, store.fingerprint, endpoints_of(names, peers.endpoint), prefetcher)
-    costs = CostModel(store.shape.expert_bytes, deployment.gpu.name)
-    costs.take_up(CostFile(store.path).load(here))
-    return costs
+    return CostFile(store.path).load(here)
 
 
 @contextmanager
@@ -189,6 +197,16 @@ def _attach(name: str, peers: Peers, prefetcher: str, store: ExpertStore, stoppi
                 raise DeviceUnusable("stopped while starting") from error
             if time.monotonic() > give_up:
                 raise
+
+
+def assumed_costs(config: GpuDeviceConfig, device: torch.device, shape: ModelShape) -> CostModel:
+    """Before anything is measured: a processor computes here as on a worker, and an emulated link is what it says."""
+    computing = DEVICE_PRIOR
+    if device.type == "cpu":
+        computing = Prior(DEVICE_PRIOR.call_s, WORKER_PRIOR.bytes_per_s, WORKER_PRIOR.pair_share)
+    link = LINK_PRIOR if config.link is None else Prior(config.link.latency, config.link.bandwidth, 0.0)
+    # Of workers their computing alone: what calls take is measured apart.
+    return CostModel(shape.expert_bytes, config.name, computing, replace(WORKER_PRIOR, call_s=0.0), link)
 
 
 def _link(config: GpuDeviceConfig, device: torch.device, source: ExpertSource, shape: ModelShape) -> Link:

@@ -41,7 +41,13 @@ class Pass:
     """Their ids."""
     expert_calls: int = 0
     fallback_experts: int = 0
+    streamed_experts: int = 0
+    """Computed from a staging buffer."""
+    awaited_experts: int = 0
+    """Computed from a slot whose copy was under way when the layer started."""
     local_s: float = 0.0
+    copy_wait_s: float = 0.0
+    """Nothing to compute until a copy arrived."""
     wait_s: float = 0.0
     samples: list[CostSample] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)

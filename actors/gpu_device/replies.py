@@ -43,6 +43,9 @@ def step_reply(device: Device, session: Session, run: Pass, result: StepResult, 
             bytes_moved=link.bytes,
             transfers=len(moved),
             cancelled_transfers=len(link.transfers) - len(moved),
+            streamed_experts=run.streamed_experts,
+            awaited_experts=run.awaited_experts,
+            copy_wait_s=run.copy_wait_s,
         ),
         spans=[span_to_proto(span) for span in (*run.spans, *_transfer_spans(run, link))],
         resident=refs(device.slots.residents()),
@@ -87,6 +90,7 @@ def description(name: str, device: Device | None) -> pb.DeviceDescription:
         kv_reserved_bytes=device.sessions.budget.reserved_bytes,
         stale_plans=device.slots.stale_plans,
         cancelled_transfers=device.slots.cancelled,
+        staging_slots=len(device.slots.buffers),
     )
 
 

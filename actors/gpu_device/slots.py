@@ -19,10 +19,11 @@ import torch
 
 from ...errors import UserError
 from ..core import ExpertKey, ModelShape, Plan
-from ..policy.cache_order import ExpertCache, worth
+from ..policy.cache_order import ExpertCache, IntegrityError, worth
 from ..policy.cancellation import waiting, worth_finishing
 from ..prefetcher.source import ExpertSource
 from .link import Link, TransferLog
+from .right_of_way import RightOfWay
 
 ALIGNMENT = 256
 """Bytes; what CUDA kernels like best."""
@@ -77,6 +78,8 @@ class Filled:
 class _Flight:
     """A transfer under way."""
 
+    begun: float
+    """On `time.monotonic`."""
     moved: int = 0
     """Bytes known to be in the slot."""
     wanted: bool = True
@@ -89,18 +92,24 @@ class _Flight:
 class ExpertSlots:
     """As many slots on `device` as are of use within `budget_bytes`, allocated at once; thread-safe."""
 
-    def __init__(self, shape: ModelShape, budget_bytes: int, device: torch.device, link: Link):
-        """A budget of 0 means no slots. Raises BudgetTooSmall for one that holds no expert."""
-        self.slot_bytes, self.slots = slot_bytes(shape), slots_within(budget_bytes, shape)
-        self.transfers = TransferLog()
+    def __init__(self, shape: ModelShape, budget_bytes: int, device: torch.device, link: Link, buffers: int = 0):
+        """A budget of 0 means no slots. The last `buffers` are left for staging, and count as no slots any more.
+
+        Raises BudgetTooSmall for a budget that holds no expert.
+        """
+        self.slot_bytes, self.slots = slot_bytes(shape), slots_within(budget_bytes, shape) - buffers
+        if self.slots < 0:
+            raise ValueError(f"{buffers} buffers of {self.slots + buffers} slots")
+        self.transfers, self.right_of_way = TransferLog(), RightOfWay()
         self._shape, self._device, self._link = shape, device, link
-        self._memory = torch.empty((self.slots, self.slot_bytes), dtype=torch.uint8, device=device)
+        self._memory = torch.empty((self.slots + buffers, self.slot_bytes), dtype=torch.uint8, device=device)
         self._cache = ExpertCache(self.slots)
         self._plan: Plan | None = None
         self._stale_plans = self._cancelled = 0
         self._flights: dict[ExpertKey, _Flight] = {}
         self._read_last: dict[int, torch.cuda.Event] = {}
         self._lock = threading.Lock()
+        self._landed = threading.Condition(self._lock)
 
     @property
     def epoch(self) -> int:
@@ -122,13 +131,35 @@ class ExpertSlots:
 
     @property
     def memory(self) -> torch.Tensor:
-        """All slots, uint8 [slots, slot_bytes]: kernels address experts by their place in it."""
+        """All slots and then the buffers, uint8 [n, slot_bytes]: kernels address experts by their place in it."""
         return self._memory
+
+    @property
+    def buffers(self) -> torch.Tensor:
+        """What is left for staging, uint8 [buffers, slot_bytes]."""
+        return self._memory[self.slots :]
 
     def residents(self) -> list[ExpertKey]:
         """Experts that are complete in a slot; the next to be evicted first."""
         with self._lock:
             return self._cache.residents()
+
+    def absent(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """Those of `experts` that are neither here nor on their way."""
+        with self._lock:
+            keys = [ExpertKey(layer, e) for e in experts]
+            return [k.expert for k in keys if self._cache.lookup(k) is None and not self._cache.is_filling(k)]
+
+    def under_way(self) -> dict[ExpertKey, float]:
+        """Experts that are being copied into slots and will be there, with the seconds since their copy began."""
+        with self._lock:
+            now = time.monotonic()
+            return {key: now - flight.begun for key, flight in self._flights.items() if flight.wanted}
+
+    def wait_landed(self, keys: Sequence[ExpertKey], timeout_s: float) -> None:
+        """Returns when none of `keys` is under way any more, or when time is up."""
+        with self._landed:
+            self._landed.wait_for(lambda: not any(self._cache.is_filling(key) for key in keys), timeout_s)
 
     def set_plan(self, plan: Plan) -> bool:
         """Gives residents their new worth, and breaks off transfers that a newer plan makes pointless.
@@ -168,6 +199,7 @@ class ExpertSlots:
 
         By the plan held, an expert that is hot is worth more than any that is cold, whatever their utilities.
         """
+        self.right_of_way.give_way()
         with self._lock:
             if self._plan is not None and epoch < self._plan.epoch:
                 return Filled(Outcome.STALE)
@@ -177,7 +209,7 @@ class ExpertSlots:
             if fill is None:
                 return Filled(Outcome.NO_VICTIM)
             read_last = self._read_last.get(fill.slot)
-            flight = self._flights[key] = _Flight()
+            flight = self._flights[key] = _Flight(time.monotonic())
         evicted = () if fill.evicted is None else (fill.evicted,)
         slot = self._memory[fill.slot, : self._shape.expert_bytes]
         start_ns = time.time_ns()
@@ -199,6 +231,7 @@ class ExpertSlots:
                     self._cache.abort(key)
                 cancelled = not (whole or flight.wanted)
                 self._cancelled += cancelled
+                self._landed.notify_all()
         if not (cancelled or (good and whole)):
             return Filled(Outcome.NOT_IN_ARENA, evicted, bytes=flight.moved)
         name = f"layer {key.layer} expert {key.expert}"
@@ -209,6 +242,8 @@ class ExpertSlots:
         """Raises IntegrityError unless every slot is accounted for exactly once."""
         with self._lock:
             self._cache.check_integrity()
+            if not all(self._cache.is_filling(key) for key in self._flights):
+                raise IntegrityError(f"copies under way into no slot: {sorted(self._flights)}")
 
     def close(self) -> None:
         self._link.close()

@@ -7,7 +7,7 @@ that its host's memory lacks comes on top, as the mean of the same samples: robu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,12 +25,6 @@ REFIT_EVERY = 64
 
 FITTED_AT_ONCE = 16
 """The first samples of an actor are each followed by a fit."""
-
-FEW = 8
-"""A worker with fewer samples is not judged by them: its first call also sets up the connection."""
-
-TRIAL_SHARE = 0.01
-"""Of the time workers have taken, for asking one that seems too slow: who is never asked is never measured again."""
 
 
 @dataclass(frozen=True)
@@ -103,21 +97,18 @@ class CostModel:
     ) -> None:
         if expert_bytes < 1:
             raise ValueError(f"expert_bytes is {expert_bytes}; expected at least 1")
-        self._expert_bytes = expert_bytes
+        self.expert_bytes = expert_bytes
         self._device = device
         self._priors = {device: device_prior, LINK: link_prior}
         self._worker_prior = worker_prior
         self._actors: dict[str, _ActorFit] = {}
-        self._workers_s = 0.0
 
     def observe(self, sample: CostSample) -> None:
         """Takes one measurement. Raises ValueError for negative or non-finite values and for no experts."""
-        times = np.array([sample.seconds, sample.waited_s])
+        times = np.array([sample.seconds, sample.waited_s, sample.called_s])
         if not (np.isfinite(times).all() and (times >= 0).all() and sample.experts >= 1 and sample.pairs >= 0):
             raise ValueError(f"cost sample of {sample.actor!r} is impossible: {sample}")
-        if sample.actor not in self._priors:
-            self._workers_s += sample.seconds
-        self._fit(sample.actor).observe(sample, self._workers_s)
+        self._fit(sample.actor).observe(sample)
 
     def samples(self) -> list[CostSample]:
         """The recent samples of every actor, oldest first: what a restart would lose."""
@@ -130,7 +121,10 @@ class CostModel:
         for fit in self._actors.values():
             if fit.samples:
                 fit.refit()
-            fit.asked_at_s = self._workers_s
+
+    def refit(self, actor: str) -> None:
+        """Fits now what was observed of `actor`: for who sees that predictions have become wrong. About 1 ms."""
+        self._fit(actor).refit()
 
     def predict(self, actor: str, experts: int, pairs: int) -> float:
         """Seconds for `experts` experts with `pairs` pairs together in one call, weights at hand; 0 for nothing."""
@@ -140,23 +134,13 @@ class CostModel:
         """Of each measured actor: median |predicted − measured| / measured; predictions precede the fit."""
         return {name: fit.error() for name, fit in self._actors.items() if fit.samples}
 
-    def worker_costs(self, workers: Sequence[str], trials: bool = True) -> list[WorkerCost]:
-        """The fitted cost of each worker, in the order given.
-
-        With `trials`, one that is due for a trial is given the cost of the fastest. A trial is due to a worker of few
-        samples, and to one whose last call was so long ago that it took a small share of what workers have taken since.
-        """
-        fits = [self._fit(name) for name in workers]
+    def worker_costs(self, workers: Iterable[str]) -> list[WorkerCost]:
+        """The fitted cost of each worker, in the order given."""
         costs = []
-        for name, fit in zip(workers, fits, strict=True):
+        for name in workers:
+            fit = self._fit(name)
             call, expert, pair = fit.coefficients.tolist()
             costs.append(WorkerCost(name, call, expert + fit.wait_s, pair))
-        if trials and len(costs) > 1:
-            fastest = min(costs, key=lambda cost: cost.call_s + cost.expert_s + cost.pair_s)
-            for at, fit in enumerate(fits):
-                idle_s = self._workers_s - fit.asked_at_s
-                if fit.samples < FEW or TRIAL_SHARE * idle_s > fit.last_s:
-                    costs[at] = replace(fastest, name=workers[at])
         return costs
 
     def costs(self, workers: Sequence[str], window_s: float) -> Costs:
@@ -182,7 +166,7 @@ class CostModel:
     def _fit(self, actor: str) -> _ActorFit:
         if actor not in self._actors:
             prior = self._priors.get(actor, self._worker_prior)
-            expert_s = self._expert_bytes / prior.bytes_per_s
+            expert_s = self.expert_bytes / prior.bytes_per_s
             self._actors[actor] = _ActorFit(np.array([prior.call_s, expert_s, prior.pair_share * expert_s]))
         return self._actors[actor]
 
@@ -195,27 +179,24 @@ class _ActorFit:
         self._features = np.zeros((RING, 3))
         self._seconds = np.zeros(RING)
         self._waited = np.zeros(RING)
+        self._called = np.zeros(RING)
         self._errors = np.zeros(RING)
         self._unfitted = 0
         self.samples = 0
         self.coefficients = prior
         self.wait_s = 0.0
         """Mean wait for weights, an expert."""
-        self.last_s = 0.0
-        """What its last sample took."""
-        self.asked_at_s = 0.0
-        """What all workers together had taken at its last sample."""
 
-    def observe(self, sample: CostSample, workers_s: float) -> None:
+    def observe(self, sample: CostSample) -> None:
         features = np.array([1.0, sample.experts, sample.pairs])
         # A clock may not resolve the shortest call; 1 ns keeps relative errors finite.
         seconds = max(sample.seconds, 1e-9)
         at = self.samples % RING
-        self._features[at], self._seconds[at], self._waited[at] = features, seconds, sample.waited_s
+        self._features[at], self._seconds[at] = features, seconds
+        self._waited[at], self._called[at] = sample.waited_s, sample.called_s
         self._errors[at] = abs(features @ self.coefficients - seconds) / seconds
         self.samples += 1
         self._unfitted += 1
-        self.asked_at_s, self.last_s = workers_s, seconds
         if self.samples <= FITTED_AT_ONCE or self._unfitted >= REFIT_EVERY:
             self.refit()
 
@@ -230,7 +211,7 @@ class _ActorFit:
         """The ring's content, oldest first, as samples of `actor`."""
         order = [at % RING for at in range(max(0, self.samples - RING), self.samples)]
         counts = self._features[order, 1:].astype(int).tolist()
-        times = zip(self._seconds[order].tolist(), self._waited[order].tolist(), strict=True)
+        times = np.stack([self._seconds, self._waited, self._called], axis=1)[order].tolist()
         return [CostSample(actor, *count, *time) for count, time in zip(counts, times, strict=True)]
 
     def error(self) -> float:

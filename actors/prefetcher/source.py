@@ -98,6 +98,11 @@ class ExpertSource:
         """The arena attached now. Another object after a restart of the prefetcher: page-lock it again then."""
         return self._reader()
 
+    def absent(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """Those of `experts` that are not in the arena now."""
+        reader = self._reader()
+        return [e for e in experts if reader.view(ExpertKey(layer, e)) is None]
+
     def with_resident(self, key: ExpertKey, use: Callable[[np.ndarray], None]) -> bool:
         """Calls use(block) if the expert is in the arena; False when it is not, or was overwritten meanwhile.
 

@@ -194,7 +194,7 @@ class Planner:
         """
         costs, total = problem.costs, problem.resident.size
         (device,) = self._costs.worker_costs([self._device])
-        elsewhere = self._costs.worker_costs(self._workers, trials=False)
+        elsewhere = self._costs.worker_costs(self._workers)
         executors = [
             Executor(
                 device.name,

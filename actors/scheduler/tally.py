@@ -81,14 +81,18 @@ class Tally:
     hits: int = 0
     expert_calls: int = 0
     fallback_experts: int = 0
+    streamed_experts: int = 0
+    awaited_experts: int = 0
     restarts: int = 0
     plans: list[pb.PlanInfo] = field(default_factory=list)
     """Made while the request ran."""
 
     def add_step(self, reply: steps_pb2.StepReply) -> None:
-        """Prefill steps count for expert calls only: acceptance and hit rate speak of decoding."""
+        """Prefill steps count for who computed experts only: acceptance and hit rate speak of decoding."""
         self.expert_calls += reply.timings.expert_calls
         self.fallback_experts += reply.timings.fallback_experts
+        self.streamed_experts += reply.timings.streamed_experts
+        self.awaited_experts += reply.timings.awaited_experts
         if reply.prefill:
             return
         self.steps += 1
@@ -148,6 +152,8 @@ class Tally:
             plan_gaps=[plan.gap for plan in self.plans],
             expert_calls=self.expert_calls,
             fallback_experts=self.fallback_experts,
+            streamed_experts=self.streamed_experts,
+            awaited_experts=self.awaited_experts,
             emulated=emulated,
             restarts=self.restarts,
         )

@@ -148,4 +148,6 @@ def sample_to_proto(sample: CostSample) -> pb.CostSample:
 
 
 def sample_from_proto(message: pb.CostSample) -> CostSample:
-    return CostSample(message.actor, message.experts, message.pairs, message.seconds, message.waited_s)
+    return CostSample(
+        message.actor, message.experts, message.pairs, message.seconds, message.waited_s, message.called_s
+    )

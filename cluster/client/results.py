@@ -116,6 +116,10 @@ class GenerationStatistics:
     """Of the cost model at the end, by measured actor: median |predicted - measured| / measured."""
     cancelled_transfers: int = 0
     """Broken off for a newer plan, which made them not worth the rest of their time on the link."""
+    streamed_experts: int = 0
+    """Experts copied to the device for their layer alone, and computed there."""
+    awaited_experts: int = 0
+    """Experts computed in a slot whose copy was under way when their layer started."""
     stop: str | None = None
     """The stop string that ended it."""
     stop_token_id: int | None = None

@@ -12,7 +12,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DeviceDescription(_message.Message):
-    __slots__ = ("name", "version", "torch_device", "emulated", "model", "store_fingerprint", "slots", "slot_bytes", "kv_budget_bytes", "kv_bytes_per_token", "context_length", "eos_token_ids", "drafts", "resident", "ready", "resident_bytes", "kv_reserved_bytes", "stale_plans", "vocab_size", "cancelled_transfers")
+    __slots__ = ("name", "version", "torch_device", "emulated", "model", "store_fingerprint", "slots", "slot_bytes", "kv_budget_bytes", "kv_bytes_per_token", "context_length", "eos_token_ids", "drafts", "resident", "ready", "resident_bytes", "kv_reserved_bytes", "stale_plans", "vocab_size", "staging_slots", "cancelled_transfers")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TORCH_DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class DeviceDescription(_message.Message):
     KV_RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STALE_PLANS_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    STAGING_SLOTS_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
@@ -52,8 +53,9 @@ class DeviceDescription(_message.Message):
     kv_reserved_bytes: int
     stale_plans: int
     vocab_size: int
+    staging_slots: int
     cancelled_transfers: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., torch_device: _Optional[str] = ..., emulated: _Optional[bool] = ..., model: _Optional[_Union[ModelShape, _Mapping]] = ..., store_fingerprint: _Optional[str] = ..., slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[str]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., ready: _Optional[bool] = ..., resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., stale_plans: _Optional[int] = ..., vocab_size: _Optional[int] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., torch_device: _Optional[str] = ..., emulated: _Optional[bool] = ..., model: _Optional[_Union[ModelShape, _Mapping]] = ..., store_fingerprint: _Optional[str] = ..., slots: _Optional[int] = ..., slot_bytes: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., drafts: _Optional[_Iterable[str]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., ready: _Optional[bool] = ..., resident_bytes: _Optional[int] = ..., kv_reserved_bytes: _Optional[int] = ..., stale_plans: _Optional[int] = ..., vocab_size: _Optional[int] = ..., staging_slots: _Optional[int] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
 
 class ModelShape(_message.Message):
     __slots__ = ("layer_ids", "n_experts", "top_k", "hidden_size", "intermediate_size", "expert_bytes")
@@ -238,7 +240,7 @@ class LayerCounts(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ..., used: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("draft_s", "verify_s", "local_s", "wait_s", "expert_calls", "fallback_experts", "samples", "transfer_s", "transfer_hidden_s", "bytes_moved", "transfers", "cancelled_transfers")
+    __slots__ = ("draft_s", "verify_s", "local_s", "wait_s", "expert_calls", "fallback_experts", "samples", "transfer_s", "transfer_hidden_s", "bytes_moved", "transfers", "streamed_experts", "awaited_experts", "copy_wait_s", "cancelled_transfers")
     DRAFT_S_FIELD_NUMBER: _ClassVar[int]
     VERIFY_S_FIELD_NUMBER: _ClassVar[int]
     LOCAL_S_FIELD_NUMBER: _ClassVar[int]
@@ -250,6 +252,9 @@ class Timings(_message.Message):
     TRANSFER_HIDDEN_S_FIELD_NUMBER: _ClassVar[int]
     BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    STREAMED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    COPY_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     draft_s: float
     verify_s: float
@@ -262,22 +267,27 @@ class Timings(_message.Message):
     transfer_hidden_s: float
     bytes_moved: int
     transfers: int
+    streamed_experts: int
+    awaited_experts: int
+    copy_wait_s: float
     cancelled_transfers: int
-    def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
+    def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ..., streamed_experts: _Optional[int] = ..., awaited_experts: _Optional[int] = ..., copy_wait_s: _Optional[float] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
 
 class CostSample(_message.Message):
-    __slots__ = ("actor", "experts", "pairs", "seconds", "waited_s")
+    __slots__ = ("actor", "experts", "pairs", "seconds", "waited_s", "called_s")
     ACTOR_FIELD_NUMBER: _ClassVar[int]
     EXPERTS_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    CALLED_S_FIELD_NUMBER: _ClassVar[int]
     actor: str
     experts: int
     pairs: int
     seconds: float
     waited_s: float
-    def __init__(self, actor: _Optional[str] = ..., experts: _Optional[int] = ..., pairs: _Optional[int] = ..., seconds: _Optional[float] = ..., waited_s: _Optional[float] = ...) -> None: ...
+    called_s: float
+    def __init__(self, actor: _Optional[str] = ..., experts: _Optional[int] = ..., pairs: _Optional[int] = ..., seconds: _Optional[float] = ..., waited_s: _Optional[float] = ..., called_s: _Optional[float] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("row", "name", "start_ns", "end_ns", "args")

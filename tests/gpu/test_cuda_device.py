@@ -72,16 +72,20 @@ def test_a_copy_over_the_bus_is_whole_or_broken_off_between_two_pieces():
 
 
 @pytest.mark.parametrize("gamma", [0, 4, 8])
-@pytest.mark.parametrize("placement", ["hot", "cold", "mixed", "fallback"])
+@pytest.mark.parametrize("placement", ["hot", "cold", "mixed", "fallback", "streamed"])
 def test_tokens_equal_the_reference(models, placement, gamma):
     target, draft, store = models
     cuda = torch.device("cuda:0")
     with worker(store, memory=2**30) as actor:
-        workers = [] if placement == "fallback" else [actor.endpoint()]
-        memory = {"hot": 2**30, "mixed": 2**30}.get(placement, 0)
-        with rig(target, store, draft, memory, workers, device=cuda) as device:
+        # Without a worker, all that is not resident crosses the link for its layer.
+        workers = [] if placement in ("fallback", "streamed") else [actor.endpoint()]
+        memory = 2**30 if placement in ("hot", "mixed", "streamed") else 0
+        buffers = 2 if placement == "streamed" else 0
+        with rig(target, store, draft, memory, workers, device=cuda, buffers=buffers) as device:
             if placement == "hot":
                 device.make_resident(device.shape.keys())
-            elif placement == "mixed":
+            elif placement in ("mixed", "streamed"):
                 device.make_resident([ExpertKey(layer, e) for layer in device.shape.layer_ids for e in (0, 3)])
-            assert device.generate(PROMPT, TOKENS, gamma).tokens == reference_tokens(target, PROMPT, TOKENS)
+            done = device.generate(PROMPT, TOKENS, gamma)
+            assert done.tokens == reference_tokens(target, PROMPT, TOKENS)
+            assert any(run.streamed_experts for run in done.passes) == (placement == "streamed")

@@ -17,7 +17,7 @@ import moespac
 from moespac.actors.core import Sampling
 
 GAMMAS = (0, 4, 8)
-PLACEMENTS = ("hot", "cold", "mixed", "fallback")
+PLACEMENTS = ("hot", "cold", "mixed", "fallback", "streamed")
 PROMPT = (5, 17, 100, 3, 250, 9, 33, 12, 77)
 TOKENS = 24
 BUNDLED = Path(moespac.__file__).parent / "configs" / "quickstart"
@@ -56,6 +56,12 @@ def _check_placement(device: Rig, done) -> None:
         assert 0 < done.hits < done.uses and calls > 0 and fallbacks == 0
     else:
         assert done.hits == 0 and (calls == 0) == (fallbacks == done.uses)
+    streamed = sum(run.streamed_experts for run in done.passes)
+    if device.decoder.executor.staging is not None:
+        assert 0 < streamed < done.uses - done.hits
+        device.decoder.executor.staging.check_integrity()
+    else:
+        assert streamed == 0
     device.slots.check_integrity()
 
 
@@ -110,7 +116,7 @@ def _check_bundled(bundled, placement: str, gamma: int, prompts: list[tuple[int,
         _check_placement(device, done)
 
 
-@pytest.mark.parametrize(("placement", "gamma"), [("hot", 8), ("cold", 4), ("mixed", 4), ("mixed", 0)])
+@pytest.mark.parametrize(("placement", "gamma"), [("hot", 8), ("cold", 4), ("mixed", 4), ("mixed", 0), ("streamed", 4)])
 def test_bundled_pair(bundled, prompts, placement, gamma):
     """Text and real acceptance: the models that users start with. All prompts and pairings in the slow matrix."""
     first = 5 * GAMMAS.index(gamma)
@@ -120,6 +126,6 @@ def test_bundled_pair(bundled, prompts, placement, gamma):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize("placement", ["hot", "cold", "mixed"])
+@pytest.mark.parametrize("placement", ["hot", "cold", "mixed", "streamed"])
 def test_bundled_pair_whole(bundled, prompts, placement, gamma):
     _check_bundled(bundled, placement, gamma, prompts, 128)

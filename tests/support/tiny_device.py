@@ -12,18 +12,20 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from moespac.actors.core import DraftChoice, ExpertKey, ModelShape, Sampling
+from moespac.actors.core import CostSample, DraftChoice, ExpertKey, ModelShape, Sampling
 from moespac.actors.gpu_device.decode import Decoder, Session, StepResult
 from moespac.actors.gpu_device.drafts.dense import DenseDraft
 from moespac.actors.gpu_device.drafts.ngram import NgramDraft
 from moespac.actors.gpu_device.drafts.resident import ResidentDraft
 from moespac.actors.gpu_device.layer import LayerExecutor
-from moespac.actors.gpu_device.link import CudaLink, MemoryLink
+from moespac.actors.gpu_device.link import CudaLink, Link, MemoryLink
+from moespac.actors.gpu_device.measured_costs import MeasuredCosts
 from moespac.actors.gpu_device.misses import Workers
 from moespac.actors.gpu_device.passes import Pass
 from moespac.actors.gpu_device.slots import ExpertSlots, Outcome
+from moespac.actors.gpu_device.staging import Staging
 from moespac.actors.gpu_device.trunk import load_draft, load_trunk
-from moespac.actors.policy.cost import CostModel
+from moespac.actors.policy.cost import CostModel, Prior
 from moespac.actors.policy.sampler import Sampler
 from moespac.actors.prefetcher.convert import convert
 from moespac.actors.prefetcher.source import ExpertSource
@@ -81,6 +83,18 @@ def make_store(checkpoint: Path, path: Path) -> Path:
     """The checkpoint's converted experts."""
     convert(checkpoint, path)
     return path
+
+
+class GivenCosts(CostModel):
+    """What is assumed stays assumed: placements do not depend on how busy the machine is."""
+
+    def observe(self, sample: CostSample) -> None: ...
+
+
+def given_costs(expert_bytes: int, worker_s: float, link_s: float, device_s: float) -> CostModel:
+    """Seconds of one expert on the workers, over the link, on the device `gpu-0`; pairs cost nothing."""
+    worker, link, device = (Prior(0.0, expert_bytes / s, 0.0) for s in (worker_s, link_s, device_s))
+    return GivenCosts(expert_bytes, "gpu-0", device, worker, link)
 
 
 @dataclass
@@ -155,25 +169,34 @@ def rig(
     clock: Callable[[], float] = time.monotonic,
     device: torch.device = CPU,
     kernel: ExpertKernel | None = None,
+    buffers: int = 0,
+    link: Link | None = None,
+    costs: CostModel | None = None,
 ) -> Iterator[Rig]:
     """A device of `checkpoint` whose experts come from `store`, nothing resident yet.
 
-    `clock`: of workers' back-off; `kernel`: of experts, the fastest if None.
+    `clock`: of workers' back-off; `kernel`: of experts, the fastest if None; `buffers`: of the slots, for staging;
+    `link`: the device's own if None; `costs`: of the device `gpu-0`, instead of those assumed before any is measured.
     """
     target = load_trunk(checkpoint, torch.float32, device)
     opened = ExpertStore.open(store)
     shape = opened.shape
     source = ExpertSource.own(opened, 2 * shape.n_layers * shape.n_experts * max(shape.expert_bytes, 4096))
     cuda = device.type == "cuda"
-    link = CudaLink(device, lambda: source.arena.memory, shape.expert_bytes) if cuda else MemoryLink()
-    slots = ExpertSlots(shape, expert_memory, device, link)
+    if link is None:
+        link = CudaLink(device, lambda: source.arena.memory, shape.expert_bytes) if cuda else MemoryLink()
+    slots = ExpertSlots(shape, expert_memory, device, link, buffers)
+    staging = None
+    if buffers:
+        staging = Staging(slots.buffers, shape.expert_bytes, source, link, slots.transfers, slots.right_of_way)
     known = {endpoint.name: endpoint for endpoint in workers}
     peers = Peers(known.__getitem__)
     caller = ExpertCaller(peers, opened.fingerprint, clock=clock)
-    calls = Workers(caller, tuple(known), CostModel(shape.expert_bytes, "gpu-0"))
+    measured = MeasuredCosts(costs or CostModel(shape.expert_bytes, "gpu-0"), slots.transfers)
+    calls = Workers(caller, tuple(known), measured)
     kernel = choose_kernel(opened.layout, torch.float32, device, slots.memory).kernel if kernel is None else kernel
     spare = choose_kernel(opened.layout, torch.float32, device).kernel if cuda else kernel
-    executor = LayerExecutor("gpu-0", shape, kernel, spare, slots, source, calls)
+    executor = LayerExecutor("gpu-0", shape, kernel, spare, slots, source, measured, calls, staging)
     try:
         # Fills take experts from the arena only; this waits until every one is there.
         for layer in shape.layer_ids:
@@ -184,6 +207,8 @@ def rig(
         yield Rig(shape, source, slots, Decoder(target, drafts, executor))
     finally:
         caller.close()
+        if staging is not None:
+            staging.close()
         source.close()
         opened.close()
         peers.close()

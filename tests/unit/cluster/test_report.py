@@ -39,6 +39,8 @@ FULL = pb.Statistics(
     prediction_errors={"link": 0.05, "cpu-0": 0.25},
     expert_calls=321,
     fallback_experts=2,
+    streamed_experts=44,
+    awaited_experts=5,
     emulated=True,
     restarts=1,
     cancelled_transfers=3,
@@ -89,6 +91,7 @@ def test_table_has_every_figure():
         ("prefetch recall", "12.5 %", "only probes"),
         ("prediction error", "cpu-0 25.0 %, link 5.0 %"),
         ("expert calls", "321", "2 experts fell back"),
+        ("streamed", "44", "5 waited for"),
         ("restarts", "1"),
     ):
         line = next(line for line in text.splitlines() if row in line)

@@ -15,7 +15,10 @@ from moespac.actors.core import CostSample
 from moespac.actors.cost_conditions import conditions
 from moespac.actors.cost_file import CostFile
 from moespac.actors.gpu_device.actor import GpuDeviceActor
+from moespac.actors.gpu_device.link import TransferLog
 from moespac.actors.gpu_device.loading import DeviceUnusable, fitting, known_costs
+from moespac.actors.gpu_device.measured_costs import MeasuredCosts
+from moespac.actors.policy.cost import CostModel
 from moespac.actors.prefetcher.arena import Arena
 from moespac.actors.prefetcher.loader import Loader
 from moespac.actors.prefetcher.service import Engine, PrefetcherService
@@ -89,6 +92,9 @@ def test_costs_measured_before_are_known_of_workers_that_are_up(tmp_path):
     with closing(ExpertStore.open(make_store(make_qwen3_moe(tmp_path / "target"), tmp_path / "store"))) as store:
         before = conditions(deployment, store.fingerprint, everybody, "prefetcher")
         CostFile(store.path).save(before, [CostSample(name, 2, 4, 0.7) for name in ("cpu-0", "cpu-1")])
-        costs = known_costs(deployment, store, Peers(resolve), "prefetcher")
-        assert costs.predict("cpu-1", 2, 4) == 0.7
-        assert costs.predict("cpu-0", 2, 4) < 0.01, "it may have come back on other hardware"
+        known = known_costs(deployment, store, Peers(resolve), "prefetcher")
+        assert {sample.actor for sample in known} == {"cpu-1"}, "cpu-0 may have come back on other hardware"
+        costs = MeasuredCosts(CostModel(store.shape.expert_bytes, "gpu-0"), TransferLog())
+        costs.take_up(known, "gpu-0")
+        assert costs.call_s("cpu-1", 2, 4) == pytest.approx(0.7, rel=1e-3)
+        assert costs.call_s("cpu-0", 2, 4) < 0.01

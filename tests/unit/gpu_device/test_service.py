@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,9 +88,9 @@ def models(tmp_path_factory) -> tuple[Path, Path, Path]:
     return target, make_draft_of(target, folder / "draft", 0.05), make_store(target, folder / "store")
 
 
-@pytest.fixture(scope="module")
-def system(models) -> Iterator[System]:
-    target, draft, store = models
+@contextmanager
+def _serving(target: Path, draft: Path | None, store: Path, **gpu) -> Iterator[System]:
+    """Device and prefetcher, ready, and a worker."""
     known: dict[str, Endpoint] = {}
 
     def resolve(name: str) -> Endpoint:
@@ -97,7 +98,7 @@ def system(models) -> Iterator[System]:
             raise PeerUnknown(f"no actor {name}")
         return known[name]
 
-    deployment = _deployment(target, draft)
+    deployment = _deployment(target, draft, **gpu)
     # The device starts first: it waits for the prefetcher.
     device = GpuDeviceActor("gpu-0", deployment, store, "prefetcher", ["cpu-0"], "127.0.0.1", resolve)
     known["gpu-0"] = device.endpoint()
@@ -112,6 +113,12 @@ def system(models) -> Iterator[System]:
     finally:
         device.stop()
         prefetcher.stop()
+
+
+@pytest.fixture(scope="module")
+def system(models) -> Iterator[System]:
+    with _serving(*models) as running:
+        yield running
 
 
 def _code(call, *arguments, **keywords) -> tuple[grpc.StatusCode, str]:
@@ -150,6 +157,26 @@ def test_steps_yield_the_references_tokens_and_account_for_themselves(system):
         assert {sample.actor for sample in reply.timings.samples} >= {"cpu-0"}
         assert len(reply.resident) <= SLOTS
     assert sum(row.hits for reply in replies for row in reply.window.layers) > 0
+
+
+def test_a_fast_link_streams_what_a_prompt_wants(tmp_path):
+    """All by what is measured: copies of 3 KiB over a fast link cost less than calls."""
+    target = make_qwen3_moe(tmp_path / "target", num_experts=32)
+    link = LinkConfig(bandwidth=10e9, latency=0.0)
+    with _serving(target, None, make_store(target, tmp_path / "store"), link=link, expert_memory=40 * 3072) as system:
+        told = system.describe()
+        assert (told.slots, told.staging_slots) == (38, 2)
+        system.until_resident(38)
+        system.open("a", reserve=40)
+        tokens, replies = [], []
+        while len(tokens) < 12:
+            replies.append(system.step("a", gamma=0, trace=True))
+            tokens.extend(replies[-1].emitted)
+        assert tokens == reference_tokens(target, PROMPT, 12)
+        assert sum(reply.timings.streamed_experts for reply in replies) > 0
+        assert sum(reply.timings.bytes_moved for reply in replies) > 0
+        assert {"streamed experts", "transfers"} <= {span.row for reply in replies for span in reply.spans}
+        assert all(reply.timings.fallback_experts == 0 for reply in replies)
 
 
 def test_plans_and_fills(system):

@@ -14,6 +14,7 @@ from tiny_device import CPU
 from moespac.actors.core import ExpertKey, ModelShape, Plan
 from moespac.actors.gpu_device.link import EmulatedLink, MemoryLink
 from moespac.actors.gpu_device.slots import BudgetTooSmall, ExpertSlots, Filled, Outcome
+from moespac.actors.gpu_device.staging import buffers_of
 from moespac.actors.prefetcher.arena import Arena, ArenaReader
 from moespac.actors.prefetcher.source import ExpertSource
 from moespac.configs import LinkConfig
@@ -68,6 +69,13 @@ def test_slots_are_what_the_budget_holds():
     assert ExpertSlots(SHAPE, 5 * SLOT - 1, CPU, MemoryLink()).slots == 4
     assert ExpertSlots(SHAPE, 0, CPU, MemoryLink()).slots == 0
     assert ExpertSlots(SHAPE, 2**50, CPU, MemoryLink()).slots == 8, "more than one for every expert are of no use"
+
+
+def test_staging_takes_its_buffers_from_the_budget():
+    assert [buffers_of(slots) for slots in (0, 31, 32, 50, 64, 10_000)] == [0, 0, 2, 3, 4, 4]
+    slots = ExpertSlots(SHAPE, 5 * SLOT, CPU, MemoryLink(), buffers=2)
+    assert (slots.slots, len(slots.buffers), slots.memory.nbytes) == (3, 2, 5 * SLOT)
+    assert slots.buffers.data_ptr() == slots.memory[3].data_ptr()
 
 
 def test_a_budget_below_one_expert_names_both_numbers():

@@ -148,29 +148,3 @@ def test_waiting_for_weights_is_the_mean_and_comes_on_top():
     waiting = model.worker_costs(["cpu0"])[0].expert_s - without
     assert waiting == pytest.approx(10 * 0.05 / experts, rel=0.1)
     assert model.costs(["cpu0"], 0.0).worker_call_s > without + 0.9 * waiting
-
-
-def test_one_bad_first_sample_condemns_no_worker():
-    model = CostModel(EXPERT_BYTES, "gpu")
-    for worker, seconds in (("cpu0", 0.5), ("cpu1", true_seconds(4, 4))):
-        model.observe(CostSample(worker, 4, 4, seconds))
-    first, second = model.worker_costs(["cpu0", "cpu1"])
-    assert (first.name, second.name) == ("cpu0", "cpu1") and first.expert_s == second.expert_s
-    assert model.worker_costs(["cpu0", "cpu1"], trials=False)[0].expert_s > 10 * second.expert_s
-
-
-@pytest.mark.parametrize("slowness", [1, 8])
-def test_a_worker_that_was_slow_is_tried_again_for_a_hundredth_of_the_time(slowness):
-    """It was 8 times slower than the other; now it is again, or it is not."""
-    model, once, took = CostModel(EXPERT_BYTES, "gpu"), true_seconds(4, 8), {"cpu0": [], "cpu1": []}
-    for _ in range(20):
-        model.observe(CostSample("cpu0", 4, 8, 8 * once))
-        model.observe(CostSample("cpu1", 4, 8, once))
-    for _ in range(8_000):
-        chosen = min(model.worker_costs(["cpu0", "cpu1"]), key=lambda cost: cost.call_s + cost.expert_s).name
-        took[chosen].append(once * (slowness if chosen == "cpu0" else 1))
-        model.observe(CostSample(chosen, 4, 8, took[chosen][-1]))
-    if slowness == 1:
-        assert model.predict("cpu0", 4, 8) == pytest.approx(once, rel=0.1)
-    else:
-        assert 0.008 * sum(took["cpu1"]) < sum(took["cpu0"]) < 0.011 * sum(took["cpu1"])

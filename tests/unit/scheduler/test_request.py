@@ -69,12 +69,18 @@ def test_room_is_reserved_for_rejected_drafts_too():
 def test_statistics():
     link = LinkTotals()
     tally = Tally(arrived_s=10.0, link_at_start=link.copy())
-    tally.add_step(steps_pb2.StepReply(prefill=True, timings=steps_pb2.Timings(expert_calls=3)))
+    tally.add_step(steps_pb2.StepReply(prefill=True, timings=steps_pb2.Timings(expert_calls=3, streamed_experts=9)))
     tally.add_tokens(1, 10.5)
     window = steps_pb2.Window(tokens=5, layers=[steps_pb2.LayerCounts(layer=0, used=4, hits=3)])
     for _ in range(2):
         timings = steps_pb2.Timings(
-            expert_calls=1, bytes_moved=100, transfer_s=0.2, transfer_hidden_s=0.1, cancelled_transfers=2
+            expert_calls=1,
+            bytes_moved=100,
+            transfer_s=0.2,
+            transfer_hidden_s=0.1,
+            streamed_experts=2,
+            awaited_experts=1,
+            cancelled_transfers=2,
         )
         tally.add_step(steps_pb2.StepReply(proposed=4, accepted=3, window=window, timings=timings))
         link.add(timings)
@@ -84,7 +90,7 @@ def test_statistics():
     statistics = tally.statistics(pb.Statistics.LENGTH, 3, 13.0, link, emulated=True)
     assert (statistics.proposed, statistics.accepted, statistics.steps) == (8, 6, 2)
     assert (statistics.uses, statistics.hits) == (8, 6), "the prompt's pass is not part of the hit rate"
-    assert statistics.expert_calls == 5
+    assert (statistics.expert_calls, statistics.streamed_experts, statistics.awaited_experts) == (5, 13, 2)
     assert statistics.ttft_s == pytest.approx(0.5)
     assert statistics.tpot_s == pytest.approx(2.0 / 8)
     assert statistics.tokens_per_second == pytest.approx(9 / 3.0)
