@@ -28,14 +28,15 @@ class OnlineLogistic:
         """float64 [samples] for [samples, features]."""
         return 1.0 / (1.0 + np.exp(-np.clip(features @ self._weights, -30.0, 30.0)))
 
-    def observe(self, features: np.ndarray, happened: np.ndarray) -> None:
-        """Learns from what `happened`, [samples] of 0 or 1."""
+    def observe(self, features: np.ndarray, happened: np.ndarray) -> np.ndarray:
+        """Learns from what `happened`, [samples] of 0 or 1; returns what it missed, float64 [samples]."""
         expected = self.probability(features)
         doubt = expected * (1.0 - expected)
         added = (features * doubt[:, None]).T @ features
         self._hessian = FORGET * self._hessian + added + (1.0 - FORGET) * PRIOR * np.eye(len(self._weights))
         pull = (1.0 - FORGET) * PRIOR * (self._start - self._weights)
         self._weights += np.linalg.solve(self._hessian, features.T @ (happened - expected) + pull)
+        return happened - expected
 
     def state(self) -> dict[str, np.ndarray]:
         """Weights and Hessian."""

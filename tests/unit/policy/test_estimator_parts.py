@@ -108,7 +108,7 @@ def test_levels_rise_with_worth():
 
 
 def test_only_the_latest_requests_are_held():
-    positions = TextPositions((1.0,), np.zeros((1, 2), np.float32))
+    positions = TextPositions((1.0,), np.zeros((1, 2), np.float32), np.zeros((2, 2), np.float32))
     for number in range(REQUESTS_HELD + 1):
         positions.advance(str(number), np.full((1, 2), number, np.float32), [number])
     assert positions.of("1").last_token == 1
