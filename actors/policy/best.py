@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..core import ModelShape, RoutingWindow
-from .calibration import OnlineLogistic
+from .calibration import SteadyAndQuick
 from .demand import bypasses_utilities, check_window, with_mass
 from .earlier_places import PLACE_FEATURES, EarlierPlaces
 from .levels import TOP_LEVEL, to_levels
@@ -46,7 +46,7 @@ class Best:
         self._forecast: RowForecast | None = None
         self._places: EarlierPlaces | None = None
         self._examples: list[Seen] = []
-        self._calibration = OnlineLogistic(START)
+        self._calibration = SteadyAndQuick(START)
         self._tokens = 1
         self._ahead: tuple[tuple[str, tuple[int, ...], int], tuple[np.ndarray, ...]] | None = None
 
@@ -98,7 +98,7 @@ class Best:
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes up what `state` gave. Raises ValueError when it is another model's, and then changes nothing."""
-        calibration = OnlineLogistic(START)
+        calibration = SteadyAndQuick(START)
         calibration.restore(part_of(state, "calibration"))
         shares, surprises = (np.asarray(state[name], np.float32) for name in ("shares", "surprises"))
         if shares.shape != (len(RATES), self._width) or surprises.shape != (len(SURPRISE_RATES), self._width):

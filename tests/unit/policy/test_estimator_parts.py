@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moespac.actors.policy.calibration import OnlineLogistic
+from moespac.actors.policy.calibration import OnlineLogistic, SteadyAndQuick
 from moespac.actors.policy.demand import with_mass
 from moespac.actors.policy.levels import TOP_LEVEL, to_levels
 from moespac.actors.policy.recursive_ridge import RecursiveRidge
@@ -99,6 +99,30 @@ def test_calibration_learns_which_feature_to_trust():
         features = np.stack([np.ones(1000), rng.normal(size=1000), rng.normal(size=1000)], axis=1)
         calibration.observe(features, rng.random(1000) < 1 / (1 + np.exp(1.0 - 2.0 * features[:, 1])))
     np.testing.assert_allclose(calibration.state()["weights"], [-1.0, 2.0, 0.0], atol=0.1)
+
+
+def test_a_new_kind_of_text_is_followed_at_once_and_a_known_one_steadily():
+    rng = np.random.default_rng(5)
+    start = np.array([0.0, 0.0])
+    mixed, steady = SteadyAndQuick(start), OnlineLogistic(start)
+
+    def windows(number, slope):
+        for _ in range(number):
+            features = np.stack([np.ones(200), rng.normal(size=200)], axis=1)
+            yield features, rng.random(200) < 1 / (1 + np.exp(-slope * features[:, 1]))
+
+    for features, happened in windows(300, 2.0):
+        mixed.observe(features, happened)
+        steady.observe(features, happened)
+    probe = np.array([[1.0, 1.0]])
+    np.testing.assert_allclose(mixed.probability(probe), steady.probability(probe), atol=0.02)
+    for features, happened in windows(40, -2.0):
+        mixed.observe(features, happened)
+        steady.observe(features, happened)
+    assert mixed.probability(probe)[0] < 0.25 < 0.5 < steady.probability(probe)[0]
+    restored = SteadyAndQuick(start)
+    restored.restore(mixed.state())
+    np.testing.assert_array_equal(restored.probability(probe), mixed.probability(probe))
 
 
 def test_levels_rise_with_worth():
