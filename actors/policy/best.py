@@ -24,7 +24,7 @@ PROMPT_WEIGHT = 0.5
 LASTING = 0.4
 """Weight of an expert's lasting share beside its use in the coming window: exchanges are few; what stays serves on."""
 LASTING_RATE = RATES.index(0.1)
-START = np.array([0.0, 1.0, 1.0, *[0.0] * (len(RATES) - 1 + len(SURPRISE_RATES) + PLACE_FEATURES)])
+START = np.array([0.0, 1.0, 1.0, *[0.0] * (len(RATES) + len(SURPRISE_RATES) + PLACE_FEATURES)])
 """Weights of the features before anything was learned: the forecast as it is."""
 
 
@@ -136,7 +136,7 @@ class Best:
             rows = self._forecast.rows(described)
             places = self._places.features(position, tokens, draft)
             unused = np.prod(1.0 - np.clip(rows.astype(np.float64), 1e-3, 0.97), axis=0)
-        logs = np.log(shares[1:] + 0.01) + 2.0
+        logs = np.log(np.vstack([shares[1:], position.mean]) + 0.01) + 2.0
         ahead = [np.ones(self._width), np.log1p(-unused), -np.log(unused)]
         features = np.stack([*ahead, *logs, *position.surprises.values, *places], axis=1)
         self._ahead = (asked, (features, described, rows))

@@ -39,9 +39,9 @@ class OnlineLogistic:
         """float64 [samples] for [samples, features]."""
         return _sigmoid(features @ self._weights)
 
-    def observe(self, features: np.ndarray, happened: np.ndarray) -> None:
-        """Learns from what `happened`, [samples] of 0 or 1."""
-        expected = self.probability(features)
+    def observe(self, features: np.ndarray, happened: np.ndarray, expected: np.ndarray | None = None) -> None:
+        """Learns from what `happened`, [samples] of 0 or 1; `expected`: what `probability` gives, if it is known."""
+        expected = self.probability(features) if expected is None else expected
         doubt = expected * (1.0 - expected)
         added = (features * doubt[:, None]).T @ features
         self._hessian = self._forget * self._hessian + added + (1.0 - self._forget) * PRIOR * np.eye(len(self._weights))
@@ -81,8 +81,8 @@ class SteadyAndQuick:
         missed = happened - self._mixed(steady, quick)
         gained = np.log(np.where(happened, steady, 1.0 - steady) / np.where(happened, quick, 1.0 - quick)).sum()
         self._advantage = TRUST_KEPT * self._advantage + TRUST_RATE * float(gained)
-        self._steady.observe(features, happened)
-        self._quick.observe(features, happened)
+        self._steady.observe(features, happened, steady)
+        self._quick.observe(features, happened, quick)
         return missed
 
     def state(self) -> dict[str, np.ndarray]:

@@ -67,15 +67,16 @@ class SimilarRouting:
         likeness = self._keys[: len(held)] @ self._keys[place % self._history.capacity]
         likeness[self._next[: len(held)] < held.start] = -1.0
         nearest = np.argpartition(-likeness, NEIGHBOURS)[:NEIGHBOURS]
-        weights = np.exp(SHARPNESS * (likeness[nearest].astype(np.float64) - 1.0))
-        total = weights.sum() + RECENT_WEIGHT
-        unused, followers = np.ones(self._width), self._next[nearest]
-        for _ in range(tokens):
-            known = followers >= held.start
-            rows = np.zeros((NEIGHBOURS, self._width), dtype=np.float64)
-            rows[known] = self._history.rows(followers[known])
-            unused *= 1.0 - np.clip((weights @ rows + RECENT_WEIGHT * recent) / total, 0.0, 0.97)
-            followers = np.where(known, self._next[self._history.slots(followers)], NOWHERE)
+        weights = np.exp(SHARPNESS * (likeness[nearest] - 1.0))
+        following = np.empty((tokens, NEIGHBOURS), dtype=np.int64)
+        following[0] = self._next[nearest]
+        for token in range(1, tokens):
+            after = self._next[self._history.slots(following[token - 1])]
+            following[token] = np.where(following[token - 1] >= held.start, after, NOWHERE)
+        known = np.where(following >= held.start, weights, 0.0).astype(np.float32)
+        rows = self._history.rows(following.ravel()).reshape(tokens, NEIGHBOURS, self._width).astype(np.float32)
+        shares = (np.matmul(known[:, None], rows)[:, 0] + RECENT_WEIGHT * recent) / (weights.sum() + RECENT_WEIGHT)
+        unused = np.prod(1.0 - np.clip(shares, 0.0, 0.97), axis=0, dtype=np.float64)
         logs = np.log(1.02 - unused) + 2.0
         return np.stack([logs, weights.max() * logs, np.full(self._width, weights.max())])
 

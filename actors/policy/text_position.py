@@ -15,17 +15,23 @@ REQUESTS_HELD = 64
 SURPRISE_RATES = (0.3, 0.06)
 """Memory lengths, in windows, of what a forecast missed."""
 
+TEXT_PRIOR = 10.0
+"""Tokens that the routing before a text counts for in the text's own mean."""
+
 
 class TextPosition:
     """The last two token ids of one request (None: unknown), decayed means of its routing and of what forecasts missed.
 
-    `place`: number of its last token in `SimilarRouting`.
+    `mean`: its own routing from its beginning on, float32 [width]. `place`: number of its last token in
+    `SimilarRouting`.
     """
 
     def __init__(self, shares: DecayedShares, surprises: DecayedShares) -> None:
         self.last_tokens: tuple[int | None, int | None] = (None, None)
         self.shares = shares
         self.surprises = surprises
+        self.mean = shares.values[-1].copy()
+        self._seen = TEXT_PRIOR
         self.place = NOWHERE
 
     @property
@@ -39,6 +45,10 @@ class TextPosition:
     def advance(self, rows: np.ndarray, ids: list[int] | None, most: float) -> None:
         """The text has grown by `rows`, and by the tokens `ids` where they are known."""
         self.shares.add(rows, most)
+        if len(rows):
+            weight = min(most, len(rows) / (self._seen + len(rows)))
+            self.mean += np.float32(weight) * (rows.mean(axis=0) - self.mean)
+            self._seen /= 1.0 - weight
         if ids is not None:
             older, last = [*self.last_tokens, *ids][-2:]
             self.last_tokens = (older, last)

@@ -11,7 +11,7 @@ from moespac.actors.policy.levels import TOP_LEVEL, to_levels
 from moespac.actors.policy.recursive_ridge import RecursiveRidge
 from moespac.actors.policy.routing_basis import RoutingBasis
 from moespac.actors.policy.shares import DecayedShares
-from moespac.actors.policy.text_position import REQUESTS_HELD, TextPositions
+from moespac.actors.policy.text_position import REQUESTS_HELD, TEXT_PRIOR, TextPositions
 from moespac.actors.policy.token_memory import TokenMemory
 
 
@@ -138,6 +138,16 @@ def test_only_the_latest_requests_are_held():
     assert positions.of("1").last_token == 1
     assert positions.of("0").last_token is None
     np.testing.assert_array_equal(positions.of("0").shares.values, positions.of("").shares.values)
+
+
+def test_the_mean_of_a_text_is_its_own_and_a_prompt_counts_at_most_as_asked():
+    positions = TextPositions((1.0, 0.1), np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
+    for tokens in (4, 26):
+        positions.advance("one", np.ones((tokens, 2), np.float32), None)
+    np.testing.assert_allclose(positions.of("one").mean, 30 / (30 + TEXT_PRIOR), rtol=1e-5)
+    positions.advance("two", np.zeros((500, 2), np.float32), None, most=0.5)
+    before = positions.of("one").shares.values[-1]
+    np.testing.assert_allclose(positions.of("two").mean, 0.5 * before, rtol=1e-5)
 
 
 def test_a_capacity_below_one_is_refused():
