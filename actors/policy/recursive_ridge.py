@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+WIDEN_AT = 1.003
+"""The covariance is widened when it should be by this factor: that touches as much memory as learning does."""
+
 
 class RecursiveRidge:
     """Weights B minimising the discounted Σ ‖y − x·B‖² + ridge·‖B‖².
@@ -19,6 +22,7 @@ class RecursiveRidge:
     def __init__(self, inputs: int, outputs: int, ridge: float, forget: float = 1.0) -> None:
         self._ridge, self._forget = ridge, forget
         self._covariance = np.eye(inputs) / ridge
+        self._not_widened = 0
         self._weights = np.zeros((inputs, outputs), dtype=np.float32)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
@@ -28,17 +32,27 @@ class RecursiveRidge:
     def observe(self, inputs: np.ndarray, surprise: np.ndarray) -> None:
         """Learns from `surprise` [samples, outputs]: what was seen minus what `predict(inputs)` gives now."""
         x = inputs.astype(np.float64)
-        widest = 1.0 / (self._ridge * np.diagonal(self._covariance))
-        widening = np.sqrt(np.minimum(self._forget ** -len(x), np.maximum(widest, 1.0)))
-        self._covariance *= widening[:, None] * widening
+        self._widen(len(x))
         spread = self._covariance @ x.T
-        gain = np.linalg.solve(np.eye(len(x)) + x @ spread, spread.T).T
+        gain = spread @ np.linalg.inv(np.eye(len(x)) + x @ spread)
         self._weights += gain.astype(np.float32) @ surprise
         self._covariance -= gain @ spread.T
 
+    def _widen(self, samples: int) -> None:
+        self._not_widened += samples
+        factor = self._forget**-self._not_widened
+        if factor < WIDEN_AT:
+            return
+        widest = 1.0 / (self._ridge * np.diagonal(self._covariance))
+        widening = np.sqrt(np.minimum(factor, np.maximum(widest, 1.0)))
+        self._covariance *= widening
+        self._covariance *= widening[:, None]
+        self._not_widened = 0
+
     def state(self) -> dict[str, np.ndarray]:
-        """Weights and covariance."""
-        return {"weights": self._weights.copy(), "covariance": self._covariance.copy()}
+        """Weights, covariance, and samples for which it is not widened yet."""
+        arrays = {"weights": self._weights.copy(), "covariance": self._covariance.copy()}
+        return arrays | {"not_widened": np.array(self._not_widened)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Takes up what `state` gave; ValueError when it is of another size."""
@@ -46,3 +60,4 @@ class RecursiveRidge:
         if weights.shape != self._weights.shape or covariance.shape != self._covariance.shape:
             raise ValueError(f"regression: weights have shape {weights.shape}; expected {self._weights.shape}")
         self._weights, self._covariance = weights.astype(np.float32), covariance.astype(np.float64)
+        self._not_widened = int(state["not_widened"])

@@ -1,4 +1,4 @@
-"""Forecast of each coming token's routing: a linear map, learned online, from the draft's tokens and recent routing."""
+"""Forecast of each coming token's routing: logistic, learned online, from the draft's tokens and recent routing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATES = (1.0, 0.4, 0.1, 0.02, 0.006)
 """Memory lengths of recent routing that a `TextPosition` holds; 1 is the last token alone."""
 CONTEXT_RATES = RATES[:4]
 """Those that the map reads."""
-TOKEN_RANK, CONTEXT_RANK = 128, 64
+TOKEN_RANK, CONTEXT_RANK = 80, 64
 """Directions in which token ids and recent routing are described, at most."""
 WORK = 1_500_000
 """Most elements of the linear map: it is read and written once a window."""
@@ -28,8 +28,9 @@ PSEUDO = 2.0
 """Observations that an id's mean is drawn towards the overall mean by, and a pair's towards its id's."""
 RIDGE, FORGET = 1000.0, 0.9999
 """Penalty of the linear map on inputs of unit variance, and weight lost by older tokens with each new one."""
-TOKEN_BLOCKS = 3
-"""Inputs of an id's kind: the token's own, its predecessor's, and what their pair adds."""
+TOKEN_BLOCKS = 5
+"""Inputs of an id's kind: the token's own, its predecessor's, what their pair adds, what comes before the next token,
+and what the pair with the next adds. A token's late layers prepare the next: which it is tells of their routing."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,19 @@ class RowForecast:
             self._token_rank = 0
         self._singles = TokenMemory(self._token_rank, SINGLES_HELD)
         self._pairs = TokenMemory(self._token_rank, PAIRS_HELD)
+        self._followed = TokenMemory(self._token_rank, SINGLES_HELD)
+        self._followed_pairs = TokenMemory(self._token_rank, PAIRS_HELD)
         self._inputs = TOKEN_BLOCKS * self._token_rank + len(CONTEXT_RATES) * self._context_rank + 1
         self._scale = np.ones(self._inputs, np.float32) if scale is None else scale
         self._map = RecursiveRidge(self._inputs, width, RIDGE, FORGET)
+        mean = np.clip(basis.mean, 1e-3, 0.97)
+        self._offset = np.log(mean / (1.0 - mean))
+        self._usual_doubt = np.float32(np.mean(mean) * (1.0 - np.mean(mean)))
+
+    @property
+    def by_token(self) -> bool:
+        """True where token ids are among what it reads."""
+        return self._token_rank > 0
 
     @classmethod
     def learned_from(cls, examples: Sequence[Seen]) -> RowForecast:
@@ -85,19 +96,7 @@ class RowForecast:
 
     def describe(self, position: TextPosition, tokens: int, draft: Sequence[int]) -> np.ndarray:
         """Inputs of the map for the coming `tokens` tokens, the first of which are `draft`; [tokens, inputs]."""
-        rank = self._token_rank
-        known = list(draft[:tokens]) if rank else []
-        none = np.zeros(rank, dtype=np.float32)
-        parts = np.zeros((TOKEN_BLOCKS, tokens, rank), dtype=np.float32)
-        before = [position.last_token, *known]
-        if known:
-            parts[0, : len(known)] = self._singles.means(known, PSEUDO, none)
-            parts[2, : len(known)] = (
-                self._pairs.means(_pair_keys(before), PSEUDO, parts[0, : len(known)]) - parts[0, : len(known)]
-            )
-        parts[1, 1 : len(known) + 1] = parts[0, : len(known)][: tokens - 1]
-        if rank and position.last_token is not None:
-            parts[1, 0] = self._singles.means([position.last_token], PSEUDO, none)[0]
+        parts = self._describe_tokens(position.last_token, tokens, list(draft[:tokens]) if self.by_token else [])
         context = self._basis.coordinates(position.shares.values[: len(CONTEXT_RATES)], self._context_rank)
         fading = (1.0 - np.asarray(CONTEXT_RATES)) ** (0.5 * np.arange(tokens)[:, None])
         contexts = (fading[:, :, None] * context).reshape(tokens, -1)
@@ -105,26 +104,41 @@ class RowForecast:
         return (np.concatenate([*parts, contexts, constant], axis=1) * self._scale).astype(np.float32)
 
     def rows(self, described: np.ndarray) -> np.ndarray:
-        """float32 [tokens, width]: how likely each token is to be routed to each expert, not clipped."""
-        return self._basis.mean + self._map.predict(described)
+        """float32 [tokens, width]: probability that each token is routed to each expert."""
+        return 1.0 / (1.0 + np.exp(-np.clip(self._offset + self._map.predict(described), -8.0, 8.0)))
 
     def learn(self, described: np.ndarray, seen: np.ndarray, forecast: np.ndarray) -> None:
-        """What tokens `described` before were routed to, against their `forecast`; both [tokens, width]."""
-        self._map.observe(described, seen - forecast)
+        """What tokens `described` before were routed to, against their `forecast`; both [tokens, width].
+
+        A step of iteratively reweighted least squares (McCullagh & Nelder, Generalized Linear Models, 2.5) whose
+        weights are the mean's variance, alike for all experts so that they share one covariance; or the forecast's own
+        where that is larger, lest a step go too far.
+        """
+        doubt = np.maximum(forecast * (1.0 - forecast), self._usual_doubt)
+        self._map.observe(described, (seen - forecast) / doubt)
 
     def remember(self, rows: np.ndarray, ids: list[int] | None, position: TextPosition) -> None:
         """What `ids`, which followed `position`, were routed to."""
-        if ids is None or self._token_rank == 0:
+        if ids is None or not self.by_token:
             return
-        coordinates = self._basis.coordinates(rows, self._token_rank)
+        coordinates = self.coordinates(rows)
         self._singles.add(ids, coordinates)
         self._pairs.add(_pair_keys([position.last_token, *ids]), coordinates)
+        if position.last_token is not None:
+            coordinates = np.concatenate([self.coordinates(position.shares.values[:1]), coordinates])
+            ids = [position.last_token, *ids]
+        self._followed.add(ids[1:], coordinates[:-1])
+        self._followed_pairs.add(_pair_keys(ids), coordinates[:-1])
+
+    def coordinates(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [rows, rank]: `rows` [rows, width] in the directions that describe tokens, or else recent routing."""
+        return self._basis.coordinates(rows, self._token_rank or self._context_rank)
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything learned."""
         kept = {"mean": self._basis.mean, "directions": self._basis.directions, "scale": self._scale}
-        kept["by_token"] = np.array(self._token_rank > 0)
-        for name, part in (("map", self._map), ("singles", self._singles), ("pairs", self._pairs)):
+        kept["by_token"] = np.array(self.by_token)
+        for name, part in self._parts():
             kept.update(as_part(part.state(), name))
         return kept
 
@@ -137,9 +151,31 @@ class RowForecast:
                 f"forecast: its mean has shape {basis.mean.shape}; this model has {width} experts: discard it"
             )
         made = cls(basis, bool(state["by_token"]), np.asarray(state["scale"]))
-        for name, part in (("map", made._map), ("singles", made._singles), ("pairs", made._pairs)):
+        for name, part in made._parts():
             part.restore(part_of(state, name))
         return made
+
+    def _parts(self) -> tuple[tuple[str, RecursiveRidge | TokenMemory], ...]:
+        memories = (("singles", self._singles), ("pairs", self._pairs))
+        return ("map", self._map), *memories, ("followed", self._followed), ("followed_pairs", self._followed_pairs)
+
+    def _describe_tokens(self, last: int | None, tokens: int, known: list[int]) -> np.ndarray:
+        """float32 [TOKEN_BLOCKS, tokens, rank]; zeros where a token is not known."""
+        parts = np.zeros((TOKEN_BLOCKS, tokens, self._token_rank), dtype=np.float32)
+        none = np.zeros(self._token_rank, dtype=np.float32)
+        own, previous, pair, followed, followed_pair = parts
+        count = len(known)
+        if last is not None and self.by_token:
+            previous[0] = self._singles.means([last], PSEUDO, none)[0]
+        if count:
+            own[:count] = self._singles.means(known, PSEUDO, none)
+            previous[1 : count + 1] = own[: min(count, tokens - 1)]
+            pair[:count] = self._pairs.means(_pair_keys([last, *known]), PSEUDO, own[:count]) - own[:count]
+        if count > 1:
+            before = own[: count - 1]
+            followed[: count - 1] = self._followed.means(known[1:], PSEUDO, none)
+            followed_pair[: count - 1] = self._followed_pairs.means(_pair_keys(known), PSEUDO, before) - before
+        return parts
 
 
 def _pair_keys(ids: Sequence[int | None]) -> list[int]:

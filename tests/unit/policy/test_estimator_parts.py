@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moespac.actors.policy.calibration import OnlineLogistic
+from moespac.actors.policy.calibration import OnlineLogistic, SteadyAndQuick
 from moespac.actors.policy.demand import with_mass
 from moespac.actors.policy.levels import TOP_LEVEL, to_levels
 from moespac.actors.policy.recursive_ridge import RecursiveRidge
 from moespac.actors.policy.routing_basis import RoutingBasis
 from moespac.actors.policy.shares import DecayedShares
-from moespac.actors.policy.text_position import REQUESTS_HELD, TextPositions
+from moespac.actors.policy.text_position import REQUESTS_HELD, TEXT_PRIOR, TextPositions
 from moespac.actors.policy.token_memory import TokenMemory
 
 
@@ -101,6 +101,30 @@ def test_calibration_learns_which_feature_to_trust():
     np.testing.assert_allclose(calibration.state()["weights"], [-1.0, 2.0, 0.0], atol=0.1)
 
 
+def test_a_new_kind_of_text_is_followed_at_once_and_a_known_one_steadily():
+    rng = np.random.default_rng(5)
+    start = np.array([0.0, 0.0])
+    mixed, steady = SteadyAndQuick(start), OnlineLogistic(start)
+
+    def windows(number, slope):
+        for _ in range(number):
+            features = np.stack([np.ones(200), rng.normal(size=200)], axis=1)
+            yield features, rng.random(200) < 1 / (1 + np.exp(-slope * features[:, 1]))
+
+    for features, happened in windows(300, 2.0):
+        mixed.observe(features, happened)
+        steady.observe(features, happened)
+    probe = np.array([[1.0, 1.0]])
+    np.testing.assert_allclose(mixed.probability(probe), steady.probability(probe), atol=0.02)
+    for features, happened in windows(40, -2.0):
+        mixed.observe(features, happened)
+        steady.observe(features, happened)
+    assert mixed.probability(probe)[0] < 0.25 < 0.5 < steady.probability(probe)[0]
+    restored = SteadyAndQuick(start)
+    restored.restore(mixed.state())
+    np.testing.assert_array_equal(restored.probability(probe), mixed.probability(probe))
+
+
 def test_levels_rise_with_worth():
     worth = np.linspace(0.0, 1.4, 200)
     levels = to_levels(worth, 1.4)
@@ -108,12 +132,22 @@ def test_levels_rise_with_worth():
 
 
 def test_only_the_latest_requests_are_held():
-    positions = TextPositions((1.0,), np.zeros((1, 2), np.float32))
+    positions = TextPositions((1.0,), np.zeros((1, 2), np.float32), np.zeros((2, 2), np.float32))
     for number in range(REQUESTS_HELD + 1):
         positions.advance(str(number), np.full((1, 2), number, np.float32), [number])
     assert positions.of("1").last_token == 1
     assert positions.of("0").last_token is None
     np.testing.assert_array_equal(positions.of("0").shares.values, positions.of("").shares.values)
+
+
+def test_the_mean_of_a_text_is_its_own_and_a_prompt_counts_at_most_as_asked():
+    positions = TextPositions((1.0, 0.1), np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
+    for tokens in (4, 26):
+        positions.advance("one", np.ones((tokens, 2), np.float32), None)
+    np.testing.assert_allclose(positions.of("one").mean, 30 / (30 + TEXT_PRIOR), rtol=1e-5)
+    positions.advance("two", np.zeros((500, 2), np.float32), None, most=0.5)
+    before = positions.of("one").shares.values[-1]
+    np.testing.assert_allclose(positions.of("two").mean, 0.5 * before, rtol=1e-5)
 
 
 def test_a_capacity_below_one_is_refused():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moespac.actors.core import ModelShape, RoutingWindow
-from moespac.actors.policy import best, row_forecast, token_table
+from moespac.actors.policy import best, earlier_places, row_forecast, token_table
 from moespac.actors.policy.estimator import make_estimator
 
 SHAPE = ModelShape((0, 1, 2), n_experts=8, top_k=2, hidden_size=8, intermediate_size=8, expert_bytes=100)
@@ -98,6 +98,7 @@ def test_utilities_are_levels(name):
 def test_memory_stays_bounded(name, monkeypatch):
     monkeypatch.setattr(row_forecast, "SINGLES_HELD", 8)
     monkeypatch.setattr(row_forecast, "PAIRS_HELD", 16)
+    monkeypatch.setattr(earlier_places, "TOKENS_HELD", 100)
     monkeypatch.setattr(token_table, "TABLE_BYTES", 8 * 4 * 24)
     sizes = []
     for windows in (80, 240):
