@@ -52,7 +52,6 @@ class Moespac(OffloadPolicy):
         self._governor = Governor([setting.draft_kind] if setting.gamma else [])
         self._request, self._drafts = "", RequestDrafts()
         self._drafting: Drafts | None = None
-        self._hits = self._misses = 0
         self._soon = np.full((shape.n_layers, shape.n_experts), shape.top_k / shape.n_experts)
         self._general = self._value = self._soon
         self._held = np.zeros(self._soon.shape, dtype=bool)
@@ -78,8 +77,6 @@ class Moespac(OffloadPolicy):
 
     def layer(self, at: Layer) -> Decision:
         fetch = self._fetched(at)
-        self._hits += len(at.residents)
-        self._misses += len(at.misses)
         self._value[at.row] = LATER * self._general[at.row]
         self._changed.add(at.row)
         refresh = at.row % REFRESH == REFRESH - 1
@@ -98,7 +95,6 @@ class Moespac(OffloadPolicy):
         self._estimator.observe(window)
         if self._drafting is not None:
             self._governor.observe(self._drafts, self._drafting, self._seen(window.tokens - 1, accepted, seconds))
-        self._hits = self._misses = 0
         layer_s = (seconds - self._draft_s) / self.setting.shape.n_layers
         self._layer_s += 0.2 * (layer_s - self._layer_s)
 
@@ -109,10 +105,7 @@ class Moespac(OffloadPolicy):
             asked=asked,
             proposed=proposed,
             accepted=accepted,
-            hits=self._hits,
-            misses=self._misses,
             draft_s=self._draft_s,
-            verify_s=seconds - self._draft_s,
             turn_s=seconds,
             ngrams_found_nothing=asked > 0 and not proposed,
         )
