@@ -54,6 +54,8 @@ class RequestDrafts:
     rates: dict[str, RequestRates] = field(default_factory=dict)
     found: float = 0.5
     """Share of the steps for which n-grams found something."""
+    tokens: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
+    """By kind: expected tokens of a step, and after how many verified drafts of the kind they were reckoned."""
     last: dict[bool, DraftChoice | None] = field(default_factory=dict)
     """Of the step before: what was chosen of n-grams (True) and of all else (False)."""
 
@@ -92,6 +94,7 @@ class StepModel:
         """`kinds`: of the drafts there are."""
         self._rates = {kind: AcceptanceRates(LONGEST, RATES[kind]) for kind in kinds}
         self._drafts = {kind: DraftTimes(TIMES[kind]) for kind in kinds}
+        self._verified = dict.fromkeys(kinds, 0)
         self._windows = WindowTimes(LONGEST + 1)
         self._factors = self._windows.factors()
 
@@ -118,7 +121,7 @@ class StepModel:
 
         What must be caught up on first is paid once and shared by all the steps that remain.
         """
-        tokens = expected_tokens(self._rates_of(request, kind))
+        tokens = self._tokens_of(request, kind)
         times = self._factors + self._drafts[kind].times(LONGEST)
         if behind := self.catch_up(request, kind):
             times += behind * np.minimum(1.0, tokens / max(1, remaining))
@@ -147,6 +150,14 @@ class StepModel:
         behind = request.behind.get(kind, 0)
         return self._drafts[kind].catch_up(behind) if behind else 0.0
 
+    def _tokens_of(self, request: RequestDrafts, kind: str) -> np.ndarray:
+        # Most steps verify one kind: what the others promise stands.
+        after, tokens = request.tokens.get(kind, (-1, None))
+        if after != self._verified[kind]:
+            tokens = expected_tokens(self._rates_of(request, kind))
+            request.tokens[kind] = self._verified[kind], tokens
+        return tokens
+
     def _rates_of(self, request: RequestDrafts, kind: str) -> np.ndarray:
         rates = self._rates[kind].rates()
         return request.rates[kind].corrected(rates) if kind in request.rates else rates
@@ -154,6 +165,7 @@ class StepModel:
     def _learn_rates(self, request: RequestDrafts, seen: StepSeen) -> None:
         # A proposal shorter than asked for ended its chain as a rejected token does.
         tried = min(seen.asked, seen.accepted + 1, LONGEST)
+        self._verified[seen.kind] += 1
         self._rates[seen.kind].observe(tried, seen.accepted)
         request.rates.setdefault(seen.kind, RequestRates(LONGEST)).observe(tried, seen.accepted)
 
