@@ -18,8 +18,10 @@ from .step_model import LONGEST, NGRAM, UNASSISTED, Options, RequestDrafts, Step
 
 HYSTERESIS = 0.01
 """Another choice must promise so many tokens more in the same time than the last one."""
-EXPLORATION = 0.005
+EXPLORATION = 0.006
 """Share of the decode time that steps taken to learn may lose."""
+EXPLORE_EVERY = 8
+"""Fewest steps from one that is taken to learn to the next: how small its loss is, is what may be wrong."""
 SMALL_LOSS = 0.02
 """Tokens; what promises so much for what it may lose is tried first, and losses below this are all alike."""
 PRECISION = 1e-3
@@ -52,7 +54,7 @@ class Governor:
         self._kinds = tuple(kinds)
         self._model = StepModel(kinds)
         self._fresh_at = dict.fromkeys((*kinds, NO_DRAFT), 0)
-        self._steps = 0
+        self._steps = self._explored_at = 0
         self._elapsed_s = self._lost_s = 0.0
 
     def decide(self, request: RequestDrafts, remaining: int, gamma: int | None = None) -> Decision:
@@ -76,10 +78,10 @@ class Governor:
         """What came of `decision`."""
         self._steps += 1
         self._elapsed_s += seen.turn_s
+        # What was to be expected: luck, good or bad, is no reason to learn more or less.
+        self._lost_s += decision.loss_s
         if decision.reason == "explore":
-            lost_s = seen.turn_s - (seen.accepted + 1) / decision.rate
-            # Good luck is no credit for more exploration than the share allows.
-            self._lost_s = max(0.0, self._lost_s + lost_s)
+            self._explored_at = self._steps
         self._fresh_at[seen.kind] = self._steps
         self._model.observe(request, seen)
 
@@ -95,7 +97,7 @@ class Governor:
         Of all that might be, the one that promises most for what it is expected to lose.
         """
         allowed_s = EXPLORATION * self._elapsed_s - self._lost_s
-        if allowed_s <= 0.0:
+        if allowed_s <= 0.0 or self._steps < self._explored_at + EXPLORE_EVERY:
             return None
         window = 1 + (best.other.gamma if best.other else 0)
         found: tuple[float, tuple[DraftChoice, ...], float] | None = None
