@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-DECAY = 0.98
-"""Weight that an observation keeps at the next of its position: half of it is left after 34."""
+DECAY, REQUEST_DECAY = 0.995, 0.98
+"""Weight that an observation keeps at the next of its position, over all requests (half of it is left after 139, some
+requests later) and in one."""
 PRIOR_TOKENS = 8.0
 """A draft's mean rate starts as if so many of its tokens had been seen."""
 POSITION_PRIOR_TOKENS = 4.0
@@ -58,9 +59,14 @@ class RequestRates:
 
     def observe(self, tried: int, accepted: int) -> None:
         """As `AcceptanceRates.observe`."""
-        self._tried *= DECAY**tried
+        self._tried *= REQUEST_DECAY**tried
         self._tried[:tried] += 1.0
-        self._stood = DECAY**tried * self._stood + accepted
+        self._stood = REQUEST_DECAY**tried * self._stood + accepted
+
+    def doubt(self, rates: np.ndarray) -> float:
+        """Standard deviation of the mean rate in this request, about that of `rates`, those over all."""
+        mean = float(rates.mean())
+        return float(np.sqrt(mean * (1 - mean) / (self._tried.sum() + REQUEST_PRIOR_TOKENS)))
 
     def corrected(self, rates: np.ndarray) -> np.ndarray:
         """`rates` over all requests, as they are in this one; within BOUNDS."""

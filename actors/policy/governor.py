@@ -65,7 +65,7 @@ class Governor:
         others = [options[kind] for kind in options if kind != NGRAM]
         if gamma is None or not others:
             others.append(UNASSISTED)
-        best = _best(request, reduce(add, others), options.get(NGRAM))
+        best = _best(request, reduce(add, others), options.get(NGRAM), self._model.found(request))
         unassisted_rate = 1.0 / self._model.unassisted_s
         rate = best.rate * unassisted_rate
         explored = self._explored(request, options, best) if gamma is None and options else None
@@ -135,7 +135,7 @@ def _those(*choices: DraftChoice | None) -> tuple[DraftChoice, ...]:
     return tuple(choice for choice in choices if choice is not None)
 
 
-def _best(request: RequestDrafts, others: Options, ngrams: Options | None) -> _Best:
+def _best(request: RequestDrafts, others: Options, ngrams: Options | None, found: float) -> _Best:
     rate = float(np.max(others.tokens / others.times))
     last, last_ngram = _place(request.last.get(False), others), _place(request.last.get(True), ngrams)
     alone = _place(None, others)
@@ -145,7 +145,7 @@ def _best(request: RequestDrafts, others: Options, ngrams: Options | None) -> _B
         if ngrams is not None:
             first = _steadily(last_ngram, ngrams, rate)
             if ngrams.gains(rate)[first] > others.gains(rate)[at]:
-                ngram, found = ngrams.choices[first], request.found
+                ngram = ngrams.choices[first]
                 tokens += found * (float(ngrams.tokens[first]) - tokens)
                 times += found * (float(ngrams.times[first]) - times)
         if tokens / times <= rate * (1.0 + PRECISION):

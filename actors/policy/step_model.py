@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,8 +23,8 @@ TIMES = {"model": (0.1, 0.25, 0.01), NGRAM: (0.01, 0.0001, 0.0), "self": (0.1, 0
 TRIED_AGAIN = 100.0
 """Steps without a kind after which its windows are doubted twice as much, thrice after twice as many: a wrong belief
 that keeps a draft from being asked would keep itself."""
-MATCH_WEIGHT = 0.1
-"""Of the newest step in the share of steps for which n-grams find something."""
+FOUND, MATCH_WEIGHT, ALWAYS_MATCH_WEIGHT = 0.5, 0.1, 0.01
+"""Share of the steps for which n-grams find something: at first; weight of the newest step of a request, and of all."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class StepSeen:
 class RequestDrafts:
     """What is known of one request."""
 
+    sampled: bool = False
+    """Greedy texts repeat themselves more, and drafts hit them more often: they are told apart from the start."""
     behind: dict[str, int] = field(default_factory=dict)
     """As `StepSeen.behind`."""
     rates: dict[str, RequestRates] = field(default_factory=dict)
-    found: float = 0.5
-    """Share of the steps for which n-grams found something."""
+    found: float | None = None
+    """Share of the steps for which n-grams found something; None: they were not asked yet."""
     tokens: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
     """By kind: expected tokens of a step, and after how many verified drafts of the kind they were reckoned."""
     last: dict[bool, DraftChoice | None] = field(default_factory=dict)
@@ -83,6 +86,7 @@ class Options:
         )
 
 
+NOTHING_KNOWN = RequestRates(LONGEST)
 UNASSISTED = Options((None,), np.ones(1), np.ones(1))
 """A step without a draft, the measure of all others."""
 
@@ -92,9 +96,11 @@ class StepModel:
 
     def __init__(self, kinds: Sequence[str]) -> None:
         """`kinds`: of the drafts there are."""
-        self._rates = {kind: AcceptanceRates(LONGEST, RATES[kind]) for kind in kinds}
+        both = [(kind, sampled) for kind in kinds for sampled in (False, True)]
+        self._rates = {key: AcceptanceRates(LONGEST, RATES[key[0]]) for key in both}
+        self._verified = dict.fromkeys(both, 0)
+        self._found = dict.fromkeys((False, True), FOUND)
         self._drafts = {kind: DraftTimes(TIMES[kind]) for kind in kinds}
-        self._verified = dict.fromkeys(kinds, 0)
         self._windows = WindowTimes(LONGEST + 1)
         self._factors = self._windows.factors()
 
@@ -112,9 +118,16 @@ class StepModel:
             self._drafts[seen.kind].observe(seen.proposed, request.behind.get(seen.kind, 0), took)
             if not times_only:
                 self._learn_rates(request, seen)
-        if not times_only and NGRAM in self._rates and (seen.kind == NGRAM or seen.ngrams_found_nothing):
-            request.found += MATCH_WEIGHT * ((seen.kind == NGRAM) - request.found)
+        if not times_only and (seen.kind == NGRAM or seen.ngrams_found_nothing):
+            found = self.found(request)
+            request.found = found + MATCH_WEIGHT * ((seen.kind == NGRAM) - found)
+            always = self._found[request.sampled]
+            self._found[request.sampled] += ALWAYS_MATCH_WEIGHT * ((seen.kind == NGRAM) - always)
         request.behind = dict(seen.behind)
+
+    def found(self, request: RequestDrafts) -> float:
+        """Share of the steps of `request` for which n-grams find something."""
+        return self._found[request.sampled] if request.found is None else request.found
 
     def options(self, request: RequestDrafts, kind: str, least: int, most: int, remaining: int) -> Options:
         """Steps with `least` (>= 1) to `most` tokens of `kind`; `remaining`: tokens that the request still wants.
@@ -138,8 +151,10 @@ class StepModel:
             part, tokens = slice(0, 1), options.tokens
         else:
             part = slice(choice.gamma, choice.gamma + len(options.choices))
-            doubt = self._rates[choice.kind].doubt(unseen)
-            rates = np.minimum(self._rates_of(request, choice.kind) + doubt, BOUNDS[1])
+            rates = self._rates_of(request, choice.kind)
+            known = request.rates.get(choice.kind, NOTHING_KNOWN)
+            doubt = math.hypot(self._rates[choice.kind, request.sampled].doubt(unseen), known.doubt(rates))
+            rates = np.minimum(rates + doubt, BOUNDS[1])
             tokens = expected_tokens(rates)[part]
         doubts = self._windows.doubts(against)[part] * (1.0 + unseen / TRIED_AGAIN)
         saved = self._factors[part] * -np.expm1(-doubts)
@@ -153,20 +168,20 @@ class StepModel:
     def _tokens_of(self, request: RequestDrafts, kind: str) -> np.ndarray:
         # Most steps verify one kind: what the others promise stands.
         after, tokens = request.tokens.get(kind, (-1, None))
-        if after != self._verified[kind]:
+        if after != (verified := self._verified[kind, request.sampled]):
             tokens = expected_tokens(self._rates_of(request, kind))
-            request.tokens[kind] = self._verified[kind], tokens
+            request.tokens[kind] = verified, tokens
         return tokens
 
     def _rates_of(self, request: RequestDrafts, kind: str) -> np.ndarray:
-        rates = self._rates[kind].rates()
+        rates = self._rates[kind, request.sampled].rates()
         return request.rates[kind].corrected(rates) if kind in request.rates else rates
 
     def _learn_rates(self, request: RequestDrafts, seen: StepSeen) -> None:
         # A proposal shorter than asked for ended its chain as a rejected token does.
         tried = min(seen.asked, seen.accepted + 1, LONGEST)
-        self._verified[seen.kind] += 1
-        self._rates[seen.kind].observe(tried, seen.accepted)
+        self._verified[seen.kind, request.sampled] += 1
+        self._rates[seen.kind, request.sampled].observe(tried, seen.accepted)
         request.rates.setdefault(seen.kind, RequestRates(LONGEST)).observe(tried, seen.accepted)
 
 
