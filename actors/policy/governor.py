@@ -22,6 +22,8 @@ EXPLORATION = 0.006
 """Share of the decode time that steps taken to learn may lose."""
 EXPLORE_EVERY = 8
 """Fewest steps from one that is taken to learn to the next: how small its loss is, is what may be wrong."""
+SAVED_UP = 500
+"""Steps for which that share can be saved, to be lost at once."""
 SMALL_LOSS = 0.02
 """Tokens; what promises so much for what it may lose is tried first, and losses below this are all alike."""
 PRECISION = 1e-3
@@ -55,7 +57,7 @@ class Governor:
         self._model = StepModel(kinds)
         self._fresh_at = dict.fromkeys((*kinds, NO_DRAFT), 0)
         self._steps = self._explored_at = 0
-        self._elapsed_s = self._lost_s = 0.0
+        self._allowed_s = 0.0
 
     def decide(self, request: RequestDrafts, remaining: int, gamma: int | None = None) -> Decision:
         """`remaining`: tokens that the request still wants, >= 1; `gamma`: given; None: to be chosen."""
@@ -77,13 +79,14 @@ class Governor:
     def observe(self, request: RequestDrafts, decision: Decision, seen: StepSeen) -> None:
         """What came of `decision`."""
         self._steps += 1
-        self._elapsed_s += seen.turn_s
-        # What was to be expected: luck, good or bad, is no reason to learn more or less.
-        self._lost_s += decision.loss_s
-        if decision.reason == "explore":
-            self._explored_at = self._steps
         self._fresh_at[seen.kind] = self._steps
         self._model.observe(request, seen)
+        if decision.reason == "explore":
+            self._explored_at = self._steps
+        if decision.reason != "fixed":
+            # Charged is what was to be expected: luck, good or bad, is no reason to learn more or less.
+            allowed_s = self._allowed_s + EXPLORATION * seen.turn_s - decision.loss_s
+            self._allowed_s = min(allowed_s, EXPLORATION * SAVED_UP * self._model.unassisted_s)
 
     def calibrate(self, seen: StepSeen) -> None:
         """A step of no request: it says what things take, not how good drafts are."""
@@ -96,8 +99,7 @@ class Governor:
 
         Of all that might be, the one that promises most for what it is expected to lose.
         """
-        allowed_s = EXPLORATION * self._elapsed_s - self._lost_s
-        if allowed_s <= 0.0 or self._steps < self._explored_at + EXPLORE_EVERY:
+        if self._allowed_s <= 0.0 or self._steps < self._explored_at + EXPLORE_EVERY:
             return None
         window = 1 + (best.other.gamma if best.other else 0)
         found: tuple[float, tuple[DraftChoice, ...], float] | None = None
@@ -115,7 +117,7 @@ class Governor:
             if worth[at] > (found[0] if found else 0.0):
                 loss_s = float(losses[at]) / best.rate * self._model.unassisted_s
                 found = float(worth[at]), _those(tried.choices[at], best.other if kind == NGRAM else None), loss_s
-        return found[1:] if found and found[2] <= allowed_s else None
+        return found[1:] if found and found[2] <= self._allowed_s else None
 
 
 @dataclass(frozen=True)

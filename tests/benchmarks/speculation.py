@@ -2,10 +2,10 @@
 
 `python tests/benchmarks/speculation.py --json`: the bundled models through the whole system (Ray, gRPC, emulated link),
 and, where the traces are, models of real size on a simulated clock (`speculation_simulated.py`).
-Engine: of each family the best fixed γ is chosen on one half of the prompts and compared on the other. A pair is one
-prompt, generated with every setting in an order drawn anew and then with all again in the reverse order: what drifts
-with time falls on all alike. Texts of earlier requests are not looked up, or a prompt's second run would find its
-first. Every second prompt is sampled (temperature 0.7, top-p 0.95), the others greedy.
+Engine: of each family the best fixed γ is chosen on some of the prompts and compared on the others. A pair is one
+prompt, generated with every setting in an order drawn anew. Prompts differ by more than timings do (`spread` is of
+both), so there are many rather than several runs of each. Texts of earlier requests are not looked up, or a prompt's
+second run would find its first. Every second prompt is sampled (temperature 0.7, top-p 0.95), the others greedy.
 
 Keys: `governor_vs_best_fixed`, `governor_vs_none`: ratios of decoding speed (tokens after the first a second), lower
 end of the 95 % confidence interval of the geometric mean over pairs, of the family where it is lowest, simulated ones
@@ -60,8 +60,8 @@ PARTS = ("simulated", "engine", "drafts")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--pairs", type=int, default=10, help="prompts of a family in the half that is compared")
-    parser.add_argument("--choose", type=int, default=4, help="prompts of a family in the half that chooses")
+    parser.add_argument("--pairs", type=int, default=24, help="prompts of a family that are compared")
+    parser.add_argument("--choose", type=int, default=6, help="prompts of a family that choose")
     parser.add_argument("--tokens", type=int, default=96, help="generated per request")
     parser.add_argument("--only", choices=PARTS, help="this part alone")
     parser.add_argument("--families", nargs="*", help="the engine's families, by name; default: all")
@@ -121,9 +121,7 @@ def compare(prompts: dict[str, list[str]], choose: int, tokens: int) -> dict[str
             return -math.log(generation.statistics.tpot_s)
 
         def interleaved(prompt: str, number: int, settings: tuple) -> dict[int | None, float]:
-            order = chance.sample(settings, len(settings))
-            there, back = ([(gamma, speed(prompt, number, gamma)) for gamma in way] for way in (order, order[::-1]))
-            return {gamma: (one + dict(back)[gamma]) / 2 for gamma, one in there}
+            return {gamma: speed(prompt, number, gamma) for gamma in chance.sample(settings, len(settings))}
 
         for texts in prompts.values():
             speed(texts[0], 0, GOVERNOR)  # slots, caches and compilers are warm, the governor has seen text

@@ -82,6 +82,29 @@ def test_requests_of_different_text_are_told_apart():
     assert drafted[0] > 3 > 1 > drafted[1]
 
 
+def test_greedy_and_sampled_requests_are_told_apart_from_the_start():
+    worlds = {
+        sampled: World({"model": rates}, {"model": 2.5e-3}, rest_s=2e-3, seed=sampled)
+        for sampled, rates in ((False, GOOD), (True, BAD))
+    }
+    governor = calibrated(worlds[False], ("model",))
+    for _ in range(6):
+        for sampled, world in worlds.items():
+            world.run(governor, 40, RequestDrafts(sampled=sampled))
+    fresh = {sampled: governor.decide(RequestDrafts(sampled=sampled), 1000).choices for sampled in worlds}
+    assert sum(choice.gamma for choice in fresh[False]) > 3 and not fresh[True]
+
+
+def test_what_may_be_lost_to_learn_is_not_saved_for_ever():
+    world = World({"model": BAD}, {"model": 1e-3})
+    governor = calibrated(world, ("model",))
+    world.run(governor, 200)
+    world.run(governor, 2000, gamma=0)
+    done = world.run(governor, 400)
+    lost = sum(decision.loss_s for decision, _ in done)
+    assert lost < 0.02 * sum(seen.turn_s for _, seen in done)
+
+
 STEPS = st.tuples(st.integers(0, 16), st.floats(1e-5, 1.0), st.floats(1e-5, 1.0))
 
 
