@@ -23,7 +23,7 @@ EXPLORATION = 0.006
 EXPLORE_EVERY = 8
 """Fewest steps from one that is taken to learn to the next: how small its loss is, is what may be wrong."""
 SAVED_UP = 500
-"""Steps for which that share can be saved, to be lost at once."""
+"""Steps for which that share can be saved; it is saved at the start, when there is most to learn."""
 SMALL_LOSS = 0.02
 """Tokens; what promises so much for what it may lose is tried first, and losses below this are all alike."""
 PRECISION = 1e-3
@@ -57,7 +57,8 @@ class Governor:
         self._model = StepModel(kinds)
         self._fresh_at = dict.fromkeys((*kinds, NO_DRAFT), 0)
         self._steps = self._explored_at = 0
-        self._allowed_s = 0.0
+        self._allowed_s: float | None = None
+        """What exploring may lose; None: no step was seen yet."""
 
     def decide(self, request: RequestDrafts, remaining: int, gamma: int | None = None) -> Decision:
         """`remaining`: tokens that the request still wants, >= 1; `gamma`: given; None: to be chosen."""
@@ -85,8 +86,9 @@ class Governor:
             self._explored_at = self._steps
         if decision.reason != "fixed":
             # Charged is what was to be expected: luck, good or bad, is no reason to learn more or less.
-            allowed_s = self._allowed_s + EXPLORATION * seen.turn_s - decision.loss_s
-            self._allowed_s = min(allowed_s, EXPLORATION * SAVED_UP * self._model.unassisted_s)
+            most_s = EXPLORATION * SAVED_UP * self._model.unassisted_s
+            before_s = most_s if self._allowed_s is None else self._allowed_s
+            self._allowed_s = min(before_s + EXPLORATION * seen.turn_s - decision.loss_s, most_s)
 
     def calibrate(self, seen: StepSeen) -> None:
         """A step of no request: it says what things take, not how good drafts are."""
@@ -99,7 +101,7 @@ class Governor:
 
         Of all that might be, the one that promises most for what it is expected to lose.
         """
-        if self._allowed_s <= 0.0 or self._steps < self._explored_at + EXPLORE_EVERY:
+        if self._allowed_s is None or self._allowed_s <= 0.0 or self._steps < self._explored_at + EXPLORE_EVERY:
             return None
         window = 1 + (best.other.gamma if best.other else 0)
         found: tuple[float, tuple[DraftChoice, ...], float] | None = None
