@@ -28,8 +28,8 @@ LEARN_FIRST, LEARN_EVERY = 32, 8
 
 
 class Moespac(OffloadPolicy):
-    """Expected uses decide on slots and prefetches, every miss goes where it is done earlier, the engine's governor
-    chooses γ.
+    """Expected uses decide on slots and prefetches, every miss goes where it is done earlier, and the engine's
+    governor says how many tokens to draft.
 
     An expert's value is the probability of its use in the coming window, if its layer is still to come and a
     transfer started now can be there in time, and LATER times that of a window in general. A prefetch must be worth
