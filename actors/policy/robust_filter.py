@@ -28,6 +28,11 @@ class RobustFilter:
         self._returned = forgotten * self.covariance
         self._noise = NOISE**2
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation, as learned so far."""
+        return math.sqrt(self._noise)
+
     def forget(self) -> None:
         """To be called before an observation."""
         self.covariance *= 1.0 - self._forgotten

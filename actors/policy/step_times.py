@@ -18,8 +18,9 @@ GROWTH = 0.5
 union grows as about W^0.6, and part of a pass is the same for all."""
 GROWTH_DEVIATION, WINDOW_DEVIATION = 0.15, 0.1
 """Standard deviations of that exponent, and of what a window takes beside it, for windows of e tokens."""
-DRIFT, DRIFT_AT_FIRST, FILLED_AFTER = 0.01, 0.3, 8
-"""Standard deviation of the change from step to step; so much more at first, and how long: caches fill."""
+DRIFT, DRIFT_AT_FIRST, FILLED_AFTER = 0.07, 0.3, 8
+"""Standard deviation of the change from step to step, in that of the noise; so much more at first, and how long: caches
+fill."""
 WINDOW_FORGOTTEN, DRAFT_FORGOTTEN = 1 / 1000, 1 / 100
 """Share of what is known of windows, and of drafts, that each step takes away."""
 DRAFT_DEVIATION, LEAST_DRAFT_DEVIATION = 1.0, 0.02
@@ -49,7 +50,7 @@ class WindowTimes:
         if not known.seen:
             known.mean[0] = logarithm - float(features[1:] @ known.mean[1:])
         known.forget()
-        known.covariance[0, 0] += (DRIFT + DRIFT_AT_FIRST / (1.0 + known.seen / FILLED_AFTER)) ** 2
+        known.covariance[0, 0] += (DRIFT * known.noise + DRIFT_AT_FIRST / (1.0 + known.seen / FILLED_AFTER)) ** 2
         known.observe(features, logarithm)
 
     @property
