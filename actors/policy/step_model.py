@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from ..core import DraftChoice
-from .acceptance_rates import BOUNDS, AcceptanceRates, RequestRates, expected_tokens
+from .acceptance_rates import BOUNDS, AcceptanceRates, Alikeness, RequestRates, expected_tokens
 from .step_times import DraftTimes, WindowTimes
 
 LONGEST = 16
@@ -98,6 +98,7 @@ class StepModel:
         """`kinds`: of the drafts there are."""
         both = [(kind, sampled) for kind in kinds for sampled in (False, True)]
         self._rates = {key: AcceptanceRates(LONGEST, RATES[key[0]]) for key in both}
+        self._alike = {key: Alikeness() for key in both}
         self._verified = dict.fromkeys(both, 0)
         self._found = dict.fromkeys((False, True), FOUND)
         self._drafts = {kind: DraftTimes(TIMES[kind]) for kind in kinds}
@@ -152,8 +153,9 @@ class StepModel:
         else:
             part = slice(choice.gamma, choice.gamma + len(options.choices))
             rates = self._rates_of(request, choice.kind)
+            alike = self._alike[choice.kind, request.sampled].tokens
             known = request.rates.get(choice.kind, NOTHING_KNOWN)
-            doubt = math.hypot(self._rates[choice.kind, request.sampled].doubt(unseen), known.doubt(rates))
+            doubt = math.hypot(self._rates[choice.kind, request.sampled].doubt(unseen), known.doubt(rates, alike))
             rates = np.minimum(rates + doubt, BOUNDS[1])
             tokens = expected_tokens(rates)[part]
         doubts = self._windows.doubts(against)[part] * (1.0 + unseen / TRIED_AGAIN)
@@ -175,14 +177,18 @@ class StepModel:
 
     def _rates_of(self, request: RequestDrafts, kind: str) -> np.ndarray:
         rates = self._rates[kind, request.sampled].rates()
-        return request.rates[kind].corrected(rates) if kind in request.rates else rates
+        if kind not in request.rates:
+            return rates
+        return request.rates[kind].corrected(rates, self._alike[kind, request.sampled].tokens)
 
     def _learn_rates(self, request: RequestDrafts, seen: StepSeen) -> None:
         # A proposal shorter than asked for ended its chain as a rejected token does.
         tried = min(seen.asked, seen.accepted + 1, LONGEST)
-        self._verified[seen.kind, request.sampled] += 1
-        self._rates[seen.kind, request.sampled].observe(tried, seen.accepted)
-        request.rates.setdefault(seen.kind, RequestRates(LONGEST)).observe(tried, seen.accepted)
+        key, known = (seen.kind, request.sampled), request.rates.setdefault(seen.kind, RequestRates(LONGEST))
+        self._verified[key] += 1
+        self._alike[key].observe(known, self._rates[key].rates(), tried, seen.accepted)
+        self._rates[key].observe(tried, seen.accepted)
+        known.observe(tried, seen.accepted)
 
 
 @cache
