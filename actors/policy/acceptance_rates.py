@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
-DECAY = 0.98
-"""Weight that an observation keeps at the next of its position: half of it is left after 34."""
+DECAY, REQUEST_DECAY = 0.995, 0.98
+"""Weight that an observation keeps at the next of its position, over all requests (half of it is left after 139, some
+requests later) and in one."""
 PRIOR_TOKENS = 8.0
 """A draft's mean rate starts as if so many of its tokens had been seen."""
 POSITION_PRIOR_TOKENS = 4.0
 """A position starts at the mean rate, as if so many of its tokens had been seen."""
-REQUEST_PRIOR_TOKENS = 8.0
-"""A request starts as all others are, as if so many of its tokens had been seen."""
+ALIKE = (4.0, 8.0, 16.0, 32.0, 64.0)
+"""A request starts as all others are, as if so many of its tokens had been seen: whichever number predicted best."""
+ALIKE_AT_FIRST, ALIKE_LEAD, ALIKE_DECAY = 1, 1.0, 0.998
+"""Which of them at first, by how much in the logarithm of likelihood; weight that this keeps at the next step."""
 DOUBTED_AFTER = 256.0
 """Steps without an observation after which those before count half."""
 BOUNDS = (0.01, 0.99)
@@ -48,6 +54,29 @@ class AcceptanceRates:
         return float(np.sqrt(mean * (1 - mean) / (tried + 1.0)))
 
 
+class Alikeness:
+    """How alike requests are, in tokens, learned from what each was about to show."""
+
+    def __init__(self) -> None:
+        self._scores = [0.0] * len(ALIKE)
+        self._scores[ALIKE_AT_FIRST] = ALIKE_LEAD
+
+    def observe(self, request: RequestRates, rates: np.ndarray, tried: int, accepted: int) -> None:
+        """Before `request` learns of `tried` and `accepted`; `rates`: over all requests."""
+        if not tried:
+            return
+        mean = float(rates[:tried].mean())
+        for i, odds in enumerate(request.odds(rates, ALIKE)):
+            rate = min(max(odds * mean / (1.0 - mean + odds * mean), BOUNDS[0]), BOUNDS[1])
+            gained = accepted * math.log(rate) + (tried - accepted) * math.log(1.0 - rate)
+            self._scores[i] = ALIKE_DECAY * self._scores[i] + gained
+
+    @property
+    def tokens(self) -> float:
+        """A request starts as if so many of its tokens had been seen."""
+        return ALIKE[self._scores.index(max(self._scores))]
+
+
 class RequestRates:
     """One kind of draft in one request: the odds of all positions times one factor, learned from it."""
 
@@ -58,20 +87,31 @@ class RequestRates:
 
     def observe(self, tried: int, accepted: int) -> None:
         """As `AcceptanceRates.observe`."""
-        self._tried *= DECAY**tried
+        self._tried *= REQUEST_DECAY**tried
         self._tried[:tried] += 1.0
-        self._stood = DECAY**tried * self._stood + accepted
+        self._stood = REQUEST_DECAY**tried * self._stood + accepted
 
-    def corrected(self, rates: np.ndarray) -> np.ndarray:
-        """`rates` over all requests, as they are in this one; within BOUNDS."""
+    def doubt(self, rates: np.ndarray, alike: float) -> float:
+        """Standard deviation of the mean rate here about that of `rates`; `alike`: as `Alikeness.tokens`."""
+        mean = float(rates.mean())
+        return float(np.sqrt(mean * (1 - mean) / (self._tried.sum() + alike)))
+
+    def corrected(self, rates: np.ndarray, alike: float = ALIKE[ALIKE_AT_FIRST]) -> np.ndarray:
+        """`rates` over all requests, as they are in this one; within BOUNDS. `alike`: as `Alikeness.tokens`."""
+        odds = self.odds(rates, (alike,))[0]
+        return np.clip(odds * rates / (1.0 - rates + odds * rates), *BOUNDS)
+
+    def odds(self, rates: np.ndarray, alike: Sequence[float]) -> list[float]:
+        """Factor of the odds of `rates` in this request, for each of `alike`."""
         tried = float(self._tried.sum())
         # Held against today's rates, which have learned from this request too: nothing is counted twice.
         expected = float(self._tried @ rates)
         share = expected / tried if tried else 0.5
-        stood, expected = (x + REQUEST_PRIOR_TOKENS * share for x in (self._stood, expected))
-        total = tried + REQUEST_PRIOR_TOKENS
-        odds = stood / max(total - stood, 1e-9) * (total - expected) / expected
-        return np.clip(odds * rates / (1.0 - rates + odds * rates), *BOUNDS)
+        found = []
+        for tokens in alike:
+            stood, total, usual = self._stood + tokens * share, tried + tokens, expected + tokens * share
+            found.append(stood / max(total - stood, 1e-9) * (total - usual) / usual)
+        return found
 
 
 def expected_tokens(rates: np.ndarray) -> np.ndarray:

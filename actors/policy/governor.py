@@ -14,20 +14,22 @@ from operator import add
 import numpy as np
 
 from ..core import DraftChoice
-from .step_model import LONGEST, NGRAM, Options, RequestDrafts, StepModel, StepSeen
+from .step_model import LONGEST, NGRAM, UNASSISTED, Options, RequestDrafts, StepModel, StepSeen
 
 HYSTERESIS = 0.01
 """Another choice must promise so many tokens more in the same time than the last one."""
-EXPLORATION = 0.008
+EXPLORATION = 0.006
 """Share of the decode time that steps taken to learn may lose."""
 EXPLORE_EVERY = 8
-"""Fewest steps between two verifications of a draft that is not the best."""
-TIMES_STALE_AFTER = 256
-"""Steps after which a step without a draft is timed anew."""
+"""Fewest steps from one that is taken to learn to the next: how small its loss is, is what may be wrong."""
+SAVED_UP = 500
+"""Steps for which that share can be saved; it is saved at the start, when there is most to learn."""
+SMALL_LOSS = 0.02
+"""Tokens; what promises so much for what it may lose is tried first, and losses below this are all alike."""
 PRECISION = 1e-3
 """Of the rate; Dinkelbach's iteration reaches it in two or three rounds."""
-UNASSISTED = ""
-"""Stands for no draft where kinds of draft are named."""
+NO_DRAFT = ""
+"""Stands for it where kinds of draft are named."""
 
 
 @dataclass(frozen=True)
@@ -53,70 +55,71 @@ class Governor:
         """`kinds`: of the drafts there are."""
         self._kinds = tuple(kinds)
         self._model = StepModel(kinds)
-        self._fresh_at = dict.fromkeys((*kinds, UNASSISTED), -EXPLORE_EVERY)
-        self._steps = 0
-        self._elapsed_s = self._lost_s = 0.0
+        self._fresh_at = dict.fromkeys((*kinds, NO_DRAFT), 0)
+        self._steps = self._explored_at = 0
+        self._allowed_s: float | None = None
+        """What exploring may lose; None: no step was seen yet."""
 
     def decide(self, request: RequestDrafts, remaining: int, gamma: int | None = None) -> Decision:
         """`remaining`: tokens that the request still wants, >= 1; `gamma`: given; None: to be chosen."""
         most = min(LONGEST if gamma is None else gamma, remaining - 1)
         least = 1 if gamma is None else most
         options = {k: self._model.options(request, k, least, most, remaining) for k in self._kinds if most >= 1}
-        alone = self._model.unassisted()
         others = [options[kind] for kind in options if kind != NGRAM]
         if gamma is None or not others:
-            others.append(alone)
-        best = _best(request, reduce(add, others), options.get(NGRAM))
-        unassisted_rate = float(alone.tokens[0] / alone.seconds[0])
-        explored = self._explored(request, options, best, remaining) if gamma is None else None
+            others.append(UNASSISTED)
+        best = _best(request, reduce(add, others), options.get(NGRAM), self._model.found(request))
+        unassisted_rate = 1.0 / self._model.unassisted_s
+        rate = best.rate * unassisted_rate
+        explored = self._explored(request, options, best) if gamma is None and options else None
         if explored is not None:
-            return Decision(explored[0], "explore", best.rate, unassisted_rate, explored[1])
+            return Decision(explored[0], "explore", rate, unassisted_rate, explored[1])
         request.last = {False: best.other, True: best.ngram}
-        return Decision(best.choices, "best" if gamma is None else "fixed", best.rate, unassisted_rate)
+        return Decision(best.choices, "best" if gamma is None else "fixed", rate, unassisted_rate)
 
     def observe(self, request: RequestDrafts, decision: Decision, seen: StepSeen) -> None:
         """What came of `decision`."""
         self._steps += 1
-        self._elapsed_s += seen.turn_s
-        if decision.reason == "explore":
-            lost_s = seen.turn_s - (seen.accepted + 1) / decision.rate
-            # Good luck is no credit for more exploration than the share allows.
-            self._lost_s = max(0.0, self._lost_s + lost_s)
         self._fresh_at[seen.kind] = self._steps
         self._model.observe(request, seen)
+        if decision.reason == "explore":
+            self._explored_at = self._steps
+        if decision.reason != "fixed":
+            # Charged is what was to be expected: luck, good or bad, is no reason to learn more or less.
+            most_s = EXPLORATION * SAVED_UP * self._model.unassisted_s
+            before_s = most_s if self._allowed_s is None else self._allowed_s
+            self._allowed_s = min(before_s + EXPLORATION * seen.turn_s - decision.loss_s, most_s)
 
     def calibrate(self, seen: StepSeen) -> None:
         """A step of no request: it says what things take, not how good drafts are."""
         self._model.observe(RequestDrafts(), seen, times_only=True)
 
     def _explored(
-        self, request: RequestDrafts, options: dict[str, Options], best: _Best, remaining: int
+        self, request: RequestDrafts, options: dict[str, Options], best: _Best
     ) -> tuple[tuple[DraftChoice, ...], float] | None:
-        """A draft that may be better than it seems, if the loss is within what may be lost; and that loss, seconds."""
-        unseen = {kind: self._steps - at for kind, at in self._fresh_at.items()}
-        for kind in sorted(unseen, key=lambda kind: (-unseen[kind], kind)):
-            if kind == UNASSISTED:
-                tried, promising = self._model.unassisted(), unseen[kind] >= TIMES_STALE_AFTER
-            elif unseen[kind] >= EXPLORE_EVERY and kind in options:
-                tried = options[kind]
-                most = self._model.options(request, kind, *_bounds(tried), remaining, unseen[kind])
-                promising = most.gains(best.rate).max() > 0
-            else:
-                continue
-            gains = tried.gains(best.rate)
-            choice = tried.choices[int(gains.argmax())]
-            if not promising or choice == (best.ngram if kind == NGRAM else best.other):
-                continue
-            catch_up_s = self._model.catch_up(request, kind) if kind != UNASSISTED else 0.0
-            loss_s = max(0.0, catch_up_s - float(gains.max()) / best.rate)
-            if self._lost_s + loss_s <= EXPLORATION * self._elapsed_s:
-                return _those(choice, best.other if kind == NGRAM else None), loss_s
-        return None
+        """What may well be better than the best, if the loss is within what may be lost; and that loss, seconds.
 
-
-def _bounds(options: Options) -> tuple[int, int]:
-    """Fewest and most draft tokens among `options` of one kind."""
-    return options.choices[0].gamma, options.choices[-1].gamma
+        Of all that might be, the one that promises most for what it is expected to lose.
+        """
+        if self._allowed_s is None or self._allowed_s <= 0.0 or self._steps < self._explored_at + EXPLORE_EVERY:
+            return None
+        window = 1 + (best.other.gamma if best.other else 0)
+        found: tuple[float, tuple[DraftChoice, ...], float] | None = None
+        for kind, tried in {NO_DRAFT: UNASSISTED, **options}.items():
+            hopeful = self._model.hopeful(request, tried, self._steps - self._fresh_at.get(kind, 0), window)
+            hopes = hopeful.gains(best.rate)
+            losses = np.maximum(0.0, -tried.gains(best.rate))
+            if kind != NO_DRAFT:
+                losses += best.rate * self._model.catch_up(request, kind)
+            worth = hopes / (losses + SMALL_LOSS)
+            chosen = best.ngram if kind == NGRAM else best.other
+            if chosen in tried.choices:
+                worth[tried.choices.index(chosen)] = 0.0
+            at = int(worth.argmax())
+            if worth[at] > (found[0] if found else 0.0):
+                loss_s = float(losses[at]) / best.rate * self._model.unassisted_s
+                found = float(worth[at]), _those(tried.choices[at], best.other if kind == NGRAM else None), loss_s
+        return found[1:] if found and found[2] <= self._allowed_s else None
 
 
 @dataclass(frozen=True)
@@ -136,22 +139,22 @@ def _those(*choices: DraftChoice | None) -> tuple[DraftChoice, ...]:
     return tuple(choice for choice in choices if choice is not None)
 
 
-def _best(request: RequestDrafts, others: Options, ngrams: Options | None) -> _Best:
-    rate = float(np.max(others.tokens / others.seconds))
+def _best(request: RequestDrafts, others: Options, ngrams: Options | None, found: float) -> _Best:
+    rate = float(np.max(others.tokens / others.times))
     last, last_ngram = _place(request.last.get(False), others), _place(request.last.get(True), ngrams)
     alone = _place(None, others)
     while True:
         at = _steadily(last, others, rate, alone)
-        tokens, seconds, ngram = float(others.tokens[at]), float(others.seconds[at]), None
+        tokens, times, ngram = float(others.tokens[at]), float(others.times[at]), None
         if ngrams is not None:
             first = _steadily(last_ngram, ngrams, rate)
             if ngrams.gains(rate)[first] > others.gains(rate)[at]:
-                ngram, found = ngrams.choices[first], request.found
+                ngram = ngrams.choices[first]
                 tokens += found * (float(ngrams.tokens[first]) - tokens)
-                seconds += found * (float(ngrams.seconds[first]) - seconds)
-        if tokens / seconds <= rate * (1.0 + PRECISION):
-            return _Best(ngram, others.choices[at], tokens / seconds)
-        rate = tokens / seconds
+                times += found * (float(ngrams.times[first]) - times)
+        if tokens / times <= rate * (1.0 + PRECISION):
+            return _Best(ngram, others.choices[at], tokens / times)
+        rate = tokens / times
 
 
 def _place(choice: DraftChoice | None, options: Options | None) -> int | None:

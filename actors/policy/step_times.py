@@ -1,159 +1,99 @@
-"""What a step takes as a function of its draft, learned from the steps before: drafting, verification, and the rest.
+"""What a step takes as a function of its draft, learned from the steps before: drafting, and all the rest.
 
-seconds to verify = pass + hit · resident experts + miss · other experts + token · tokens, times what windows of that
-length were found to take beside it. The experts of W tokens are experts · W^growth: neighbours share them.
+Everything is held against what a step without a draft takes at present, in logarithms: load on the machine, and the
+text's demand for experts, change all steps alike, and only how they relate decides.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from .robust_fit import fit_coefficients
+from .robust_filter import RobustFilter
 
-RING = 512
-"""Steps remembered for a fit; older ones are forgotten."""
-FITTED_AT_ONCE, REFIT_EVERY = 8, 32
-"""The first steps are each followed by a fit, then every so many: it takes 1 or 2 ms."""
-GROWTH = 0.6
-"""Exponent assumed of the union of experts before windows of different lengths were seen."""
-GROWTH_WEIGHT = 0.3
-"""Of that assumption, against squared deviations of the windows' logarithms."""
-GROWTH_DECAY, BESIDE_DECAY = 0.995, 0.98
-"""Weight that a step's experts, and its time beside the formula, keep at the next step."""
-VERIFY_PRIOR = (0.4, 0.002, 0.004, 0.05)
-"""(pass, hit, miss, token) in proportion; only where few steps were seen."""
-PACE_WEIGHT = 0.2
-"""Of the newest step in the machine's pace."""
-BESIDE_PRIOR = 20.0
-"""A window's own correction starts at 1, as if so many steps had been predicted exactly."""
+GROWTH = 0.5
+"""A window of W tokens is assumed to take W^GROWTH times as long as one of a token: its tokens share experts, whose
+union grows as about W^0.6, and part of a pass is the same for all."""
+GROWTH_DEVIATION, WINDOW_DEVIATION = 0.15, 0.1
+"""Standard deviations of that exponent, and of what a window takes beside it, for windows of e tokens."""
+DRIFT, DRIFT_AT_FIRST, FILLED_AFTER = 0.07, 0.3, 8
+"""Standard deviation of the change from step to step, in that of the noise; so much more at first, and how long: caches
+fill."""
+WINDOW_FORGOTTEN, DRAFT_FORGOTTEN = 1 / 1000, 1 / 100
+"""Share of what is known of windows, and of drafts, that each step takes away."""
+DRAFT_DEVIATION, LEAST_DRAFT_DEVIATION = 1.0, 0.02
+"""Of a draft's prior, relative, and at least."""
+LEAST_DRAFT = 0.01
+"""The noise of drafting is as its time, or as this if that is less; in steps without a draft."""
 
 
-class Fit:
-    """seconds = features · coefficients, robust, from the latest RING samples."""
+class WindowTimes:
+    """Seconds of a step beside its drafting, by its window: those of one token, times a factor for each length.
 
-    def __init__(self, prior: Sequence[float]) -> None:
-        self._prior = np.array(prior, dtype=float)
-        self._features: deque[Sequence[float]] = deque(maxlen=RING)
-        self._seconds: deque[float] = deque(maxlen=RING)
-        self._unfitted = 0
-        self.samples = 0
-        self.coefficients = self._prior
-
-    def observe(self, features: Sequence[float], seconds: float) -> None:
-        self._features.append(features)
-        self._seconds.append(max(seconds, 1e-9))
-        self.samples += 1
-        self._unfitted += 1
-        if self.samples <= FITTED_AT_ONCE or self._unfitted >= REFIT_EVERY:
-            self.coefficients = fit_coefficients(np.array(self._features), np.array(self._seconds), self._prior)
-            self._unfitted = 0
-
-
-class ExpertGrowth:
-    """Experts that a window of W tokens uses: a · W^b, least squares in logarithms, older windows forgotten."""
-
-    def __init__(self) -> None:
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
-
-    def observe(self, tokens: int, experts: int) -> None:
-        x, y = np.log(tokens), np.log(experts + 1.0)
-        for name, value in (("_weight", 1.0), ("_x", x), ("_y", y), ("_xx", x * x), ("_xy", x * y)):
-            setattr(self, name, GROWTH_DECAY * getattr(self, name) + value)
-
-    def experts(self, tokens: np.ndarray) -> np.ndarray:
-        """float64, for each of `tokens` (>= 1); zeros before the first observation."""
-        if not self._weight:
-            return np.zeros(len(tokens))
-        x, y = self._x / self._weight, self._y / self._weight
-        spread = self._xx - self._weight * x * x
-        together = self._xy - self._weight * x * y
-        growth = np.clip((together + GROWTH_WEIGHT * GROWTH) / (spread + GROWTH_WEIGHT), 0.0, 1.0)
-        return np.maximum(0.0, np.exp(y + growth * (np.log(tokens) - x)) - 1.0)
-
-
-@dataclass(frozen=True)
-class VerifySample:
-    """One verification: tokens of its window, experts used by residence, seconds."""
-
-    tokens: int
-    hits: int
-    misses: int
-    seconds: float
-
-
-class VerifyTimes:
-    """Seconds of a verification by its window."""
+    log factor(W) is a line in log W and, beside it, a Brownian motion in log W: near lengths are alike.
+    """
 
     def __init__(self, longest: int) -> None:
         """`longest`: of a window, in tokens."""
-        self._tokens = np.arange(1, longest + 1)
-        self._fit = Fit(VERIFY_PRIOR)
-        self._hits, self._misses = ExpertGrowth(), ExpertGrowth()
-        self._beside = np.zeros(longest)
-        self._weight = np.zeros(longest)
-        self._log_pace = 0.0
+        x = np.log(np.arange(1, longest + 1))
+        covariance = GROWTH_DEVIATION**2 * np.outer(x, x) + WINDOW_DEVIATION**2 * np.minimum.outer(x, x)
+        # The factor of one token is 1, so that its place is free for the logarithm of its seconds.
+        self._filter = RobustFilter(GROWTH * x, covariance, WINDOW_FORGOTTEN)
+        self._features = np.eye(longest)
+        self._features[:, 0] = 1.0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """A step with a window of `tokens` took `seconds` beside its drafting."""
+        known, features, logarithm = self._filter, self._features[tokens - 1], math.log(max(seconds, 1e-9))
+        if not known.seen:
+            known.mean[0] = logarithm - float(features[1:] @ known.mean[1:])
+        known.forget()
+        known.covariance[0, 0] += (DRIFT * known.noise + DRIFT_AT_FIRST / (1.0 + known.seen / FILLED_AFTER)) ** 2
+        known.observe(features, logarithm)
 
     @property
-    def pace(self) -> float:
-        """How much longer everything takes at present than it usually does: others use the machine too."""
-        return float(np.exp(self._log_pace))
+    def seconds(self) -> float:
+        """Of a step with a window of one token, at present."""
+        return math.exp(self._filter.mean[0])
 
-    def observe(self, sample: VerifySample) -> None:
-        at = sample.tokens - 1
-        self._hits.observe(sample.tokens, sample.hits)
-        self._misses.observe(sample.tokens, sample.misses)
-        features = (1.0, sample.hits, sample.misses, sample.tokens)
-        usual_s = sample.seconds / self.pace
-        if self._fit.samples >= FITTED_AT_ONCE:
-            surprise = np.log(max(usual_s, 1e-9) / max(float(np.dot(features, self._fit.coefficients)), 1e-9))
-            self._log_pace += PACE_WEIGHT * float(np.clip(surprise, -1.0, 1.0))
-        self._fit.observe(features, usual_s)
-        # A step that was held up, by whatever, says little of the next one.
-        ratio = np.clip(usual_s / self._by_experts()[at], 0.5, 2.0)
-        self._beside[at] = BESIDE_DECAY * self._beside[at] + ratio
-        self._weight[at] = BESIDE_DECAY * self._weight[at] + 1.0
+    def factors(self) -> np.ndarray:
+        """What windows of 1, 2, … tokens take in windows of one; float64 [longest]."""
+        factors = np.exp(self._filter.mean)
+        factors[0] = 1.0
+        return factors
 
-    def seconds(self) -> np.ndarray:
-        """float64 [longest]: of a window of 1, 2, … tokens, at the usual pace."""
-        # A window borrows from its neighbours, the less the farther they are.
-        near = np.exp(-np.abs(self._tokens[:, None] - self._tokens[None, :]).astype(float))
-        return self._by_experts() * (near @ self._beside + BESIDE_PRIOR) / (near @ self._weight + BESIDE_PRIOR)
-
-    def _by_experts(self) -> np.ndarray:
-        hits, misses = self._hits.experts(self._tokens), self._misses.experts(self._tokens)
-        features = np.stack([np.ones(len(self._tokens)), hits, misses, self._tokens], axis=1)
-        return np.maximum(features @ self._fit.coefficients, 1e-9)
+    def doubts(self, tokens: int) -> np.ndarray:
+        """Standard deviations of the logarithms of all factors over that of `tokens`; float64 [longest]."""
+        covariance = self._filter.covariance.copy()
+        covariance[0], covariance[:, 0] = 0.0, 0.0
+        at = tokens - 1
+        return np.sqrt(np.maximum(covariance.diagonal() + covariance[at, at] - 2.0 * covariance[at], 0.0))
 
 
 class DraftTimes:
-    """Seconds of one kind of draft: call + token · γ + behind · tokens to catch up on."""
+    """Time of one kind of draft: call + token · γ + behind · tokens to catch up on; in steps without a draft."""
 
     def __init__(self, prior: Sequence[float]) -> None:
-        """`prior`: (call, token, behind) in passes of one token: all that is known of a draft never asked."""
-        self._fit = Fit(prior)
-        self._asked = False
+        """`prior`: (call, token, behind), all that is known of a draft never asked."""
+        mean = np.array(prior, dtype=float)
+        deviation = np.maximum(DRAFT_DEVIATION * mean, LEAST_DRAFT_DEVIATION * (mean > 0))
+        self._filter = RobustFilter(mean, np.diag(deviation**2), DRAFT_FORGOTTEN)
 
-    def observe(self, gamma: int, behind: int, seconds: float) -> None:
-        self._fit.observe((1.0, gamma, behind), seconds)
-        self._asked = True
+    def observe(self, gamma: int, behind: int, took: float) -> None:
+        """`took`: in steps without a draft, as everything here."""
+        features = np.array((1.0, gamma, behind))
+        self._filter.forget()
+        self._filter.observe(features, took, max(float(features @ self._filter.mean), LEAST_DRAFT))
+        np.maximum(self._filter.mean, 0.0, out=self._filter.mean)
 
-    def seconds(self, longest: int, pass_s: float) -> np.ndarray:
-        """float64 [longest + 1]: of γ = 0, 1, … tokens, nothing to catch up on; 0 for γ = 0.
-
-        `pass_s`: seconds of a verification of one token, the measure of a draft never asked.
-        """
-        call, token, _ = self._coefficients(pass_s)
-        times = call + token * np.arange(longest + 1)
+    def times(self, longest: int) -> np.ndarray:
+        """Of γ = 0, 1, … tokens, nothing to catch up on; 0 for γ = 0; float64 [longest + 1]."""
+        times = self._filter.mean[0] + self._filter.mean[1] * np.arange(longest + 1)
         times[0] = 0.0
         return times
 
-    def catch_up(self, behind: int, pass_s: float) -> float:
-        """Seconds for `behind` tokens."""
-        return float(self._coefficients(pass_s)[2] * behind)
-
-    def _coefficients(self, pass_s: float) -> np.ndarray:
-        return self._fit.coefficients * (1.0 if self._asked else pass_s)
+    def catch_up(self, behind: int) -> float:
+        """For `behind` tokens."""
+        return float(self._filter.mean[2] * behind)

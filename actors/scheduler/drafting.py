@@ -77,18 +77,13 @@ def decision_span(decision: Decision, start_ns: int) -> pb.Span:
 
 
 def _seen(choices: Sequence[DraftChoice], reply: pb.StepReply, turn_s: float) -> StepSeen:
-    used = sum(layer.used for layer in reply.window.layers)
-    hits = sum(layer.hits for layer in reply.window.layers)
     asked = {kind: gamma for kind, gamma in choices}
     return StepSeen(
         kind=reply.draft_kind,
         asked=asked.get(reply.draft_kind, 0),
         proposed=reply.proposed,
         accepted=reply.accepted,
-        hits=hits,
-        misses=used - hits,
         draft_s=reply.timings.draft_s,
-        verify_s=reply.timings.verify_s,
         turn_s=turn_s,
         behind=dict(reply.behind),
         ngrams_found_nothing=NGRAM in asked and reply.draft_kind != NGRAM,

@@ -54,7 +54,7 @@ class Request:
     deadline_s: float = math.inf
     """When the client gives up; seconds of `time.monotonic`."""
     emitted: list[int] = field(default_factory=list)
-    drafts: RequestDrafts = field(default_factory=RequestDrafts)
+    drafts: RequestDrafts = field(init=False)
     """What the governor has learned of it."""
     opened: bool = False
     """The device holds its KV cache."""
@@ -64,6 +64,9 @@ class Request:
     """One event a step at most: bounded by max_tokens and the prompt's chunks."""
     stalls: int = 0
     """Times the device was lost since this request last made progress."""
+
+    def __post_init__(self) -> None:
+        self.drafts = RequestDrafts(sampled=self.sampling.temperature > 0)
 
     @property
     def remaining(self) -> int:

@@ -1,14 +1,17 @@
 """Is the governor as fast as the best fixed number of draft tokens, and never slower than no speculation?
 
-`python tests/benchmarks/speculation.py --json`: the bundled models through the whole system (Ray, gRPC, emulated link).
-Every prompt is generated once with each setting, in an order drawn anew; texts of earlier requests are not looked up,
-or a prompt's second run would find its first. Of each family the best fixed γ is chosen on one half of the prompts and
-compared on the other. Every second prompt is sampled (temperature 0.7, top-p 0.95), the others greedy.
+`python tests/benchmarks/speculation.py --json`: the bundled models through the whole system (Ray, gRPC, emulated link),
+and, where the traces are, models of real size on a simulated clock (`speculation_simulated.py`).
+Engine: of each family the best fixed γ is chosen on some of the prompts and compared on the others. A pair is one
+prompt, generated with every setting in an order drawn anew. Prompts differ by more than timings do (`spread` is of
+both), so there are many rather than several runs of each. Texts of earlier requests are not looked up, or a prompt's
+second run would find its first. Every second prompt is sampled (temperature 0.7, top-p 0.95), the others greedy.
 
 Keys: `governor_vs_best_fixed`, `governor_vs_none`: ratios of decoding speed (tokens after the first a second), lower
-end of the 95 % confidence interval of the mean over pairs, of the family where it is lowest. `acceptance`: by kind of
-draft and position, given that the positions before stood. `self_draft_demand_recall`: share of the experts of
-verification windows (9 tokens) that the self-draft before them wanted too, half of the experts resident.
+end of the 95 % confidence interval of the geometric mean over pairs, of the family where it is lowest, simulated ones
+included; `engine_` and `simulated_` keys are those of each part alone. `acceptance`: by kind of draft and position,
+given that the positions before stood. `self_draft_demand_recall`: share of the experts of verification windows (9
+tokens) that the self-draft before them wanted too, half of the experts resident; `_by_gamma`: of shorter ones too.
 `self_draft_extra_weight_bytes`: tensors that exist for the self-draft alone.
 """
 
@@ -18,13 +21,16 @@ import argparse
 import gc
 import json
 import math
+import os
 import random
 import statistics
+import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+from intervals import interval, worst
 from speculation_families import families
 
 # The benchmark of our kernels, beside this file, has the name of a package that transformers would import.
@@ -37,6 +43,7 @@ from moespac import Client
 from moespac.actors.core import DRAFT_KINDS
 from moespac.actors.gpu_device.drafts.resident import ResidentDraft
 from moespac.actors.gpu_device.trunk import load_trunk
+from moespac.cluster.client import GenerationStatistics
 from moespac.cluster.serve import Service, with_port
 from moespac.configs import DraftConfig, load_deployment
 
@@ -45,20 +52,45 @@ FIXED = (0, 2, 4, 8)
 """Draft tokens a step that the governor is compared with; it chooses there too which draft proposes them."""
 GOVERNOR = None
 SAMPLED = {"temperature": 0.7, "top_p": 0.95}
-RECALL_GAMMA = 8
+RECALL_GAMMA, RECALL_GAMMAS = 8, (2, 4)
+"""Draft tokens a step where kinds are measured alone; others for which the recall is reported too."""
+PARTS = ("simulated", "engine", "drafts")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--pairs", type=int, default=16, help="prompts of a family in the half that is compared")
-    parser.add_argument("--choose", type=int, default=6, help="prompts of a family in the half that chooses")
+    parser.add_argument("--pairs", type=int, default=24, help="prompts of a family that are compared")
+    parser.add_argument("--choose", type=int, default=6, help="prompts of a family that choose")
     parser.add_argument("--tokens", type=int, default=96, help="generated per request")
+    parser.add_argument("--only", choices=PARTS, help="this part alone")
+    parser.add_argument("--families", nargs="*", help="the engine's families, by name; default: all")
     options = parser.parse_args()
-    prompts = families(options.choose + options.pairs)
-    result = compare(prompts, options.choose, options.tokens) | drafts(prompts, options.tokens)
-    result |= {"self_draft_extra_weight_bytes": extra_weight_bytes(), "families": list(prompts)}
+    parts = (options.only,) if options.only else PARTS
+    result: dict[str, object] = {}
+    if "simulated" in parts:
+        result |= simulated()
+    if "engine" in parts or "drafts" in parts:
+        prompts = families(options.choose + options.pairs)
+        prompts = {name: texts for name, texts in prompts.items() if name in (options.families or prompts)}
+        result["families"] = list(prompts)
+        if "engine" in parts:
+            result |= compare(prompts, options.choose, options.tokens)
+        if "drafts" in parts:
+            result |= drafts(prompts, options.tokens) | {"self_draft_extra_weight_bytes": extra_weight_bytes()}
+    for key in ("governor_vs_best_fixed", "governor_vs_none"):
+        found = [result[f"{part}_{key}"] for part in PARTS if f"{part}_{key}" in result]
+        if found:
+            result = {key: min(found)} | result
     print(json.dumps(result) if options.json else json.dumps(result, indent=2))
+
+
+def simulated() -> dict[str, object]:
+    """The simulator's part, in a process of its own; where there are no traces, a line that says so instead of keys."""
+    program = [sys.executable, str(Path(__file__).with_name("speculation_simulated.py")), "--json"]
+    lines = subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout.splitlines()
+    print(*lines[:-1], sep="\n", flush=True)
+    return json.loads(lines[-1]) or {"simulated": "not measured: the traces are not there"}
 
 
 @contextmanager
@@ -78,6 +110,7 @@ def compare(prompts: dict[str, list[str]], choose: int, tokens: int) -> dict[str
     with served("speculation", DraftConfig(ngram_memory=0)) as client:
 
         def speed(prompt: str, number: int, gamma: int | None) -> float:
+            """Logarithm of tokens a second."""
             options = SAMPLED | {"seed": number} if number % 2 else {}
             generation = client.generate(prompt, max_tokens=tokens, ignore_eos=True, gamma=gamma, **options)
             for _ in generation:
@@ -85,7 +118,7 @@ def compare(prompts: dict[str, list[str]], choose: int, tokens: int) -> dict[str
             if gamma is GOVERNOR:
                 asked.update({d.kind: d.steps for d in generation.statistics.drafts})
                 asked["none"] += generation.statistics.steps - sum(d.steps for d in generation.statistics.drafts)
-            return 1 / generation.statistics.tpot_s
+            return -math.log(generation.statistics.tpot_s)
 
         def interleaved(prompt: str, number: int, settings: tuple) -> dict[int | None, float]:
             return {gamma: speed(prompt, number, gamma) for gamma in chance.sample(settings, len(settings))}
@@ -94,41 +127,27 @@ def compare(prompts: dict[str, list[str]], choose: int, tokens: int) -> dict[str
             speed(texts[0], 0, GOVERNOR)  # slots, caches and compilers are warm, the governor has seen text
         for name, texts in prompts.items():
             first = [interleaved(text, i, FIXED) for i, text in enumerate(texts[:choose])]
-            best = max(FIXED, key=lambda gamma: statistics.geometric_mean(run[gamma] for run in first))
+            best = max(FIXED, key=lambda gamma: sum(run[gamma] for run in first))
             settings = tuple(dict.fromkeys((GOVERNOR, 0, best)))
             second = [interleaved(text, i, settings) for i, text in enumerate(texts[choose:], choose)]
             report[name] = {
                 "best_fixed": best,
                 "tokens_per_s": {
-                    str(gamma if gamma is not GOVERNOR else "governor"): round(
-                        statistics.geometric_mean(run[gamma] for run in second), 1
+                    "governor" if gamma is GOVERNOR else str(gamma): round(
+                        math.exp(statistics.mean(run[gamma] for run in second)), 1
                     )
                     for gamma in settings
                 },
-                "vs_best_fixed": interval([run[GOVERNOR] / run[best] for run in second]),
-                "vs_none": interval([run[GOVERNOR] / run[0] for run in second]),
+                "vs_best_fixed": interval([run[GOVERNOR] - run[best] for run in second]),
+                "vs_none": interval([run[GOVERNOR] - run[0] for run in second]),
             }
             print(name, report[name], flush=True)
     return {
-        "governor_vs_best_fixed": min(family["vs_best_fixed"][0] for family in report.values()),
-        "governor_vs_none": min(family["vs_none"][0] for family in report.values()),
+        "engine_governor_vs_best_fixed": worst(report, "vs_best_fixed"),
+        "engine_governor_vs_none": worst(report, "vs_none"),
         "by_family": report,
         "governor_steps": dict(asked),
     }
-
-
-def interval(ratios: list[float]) -> list[float]:
-    """Geometric mean of `ratios` with its 95 % confidence interval: (lower, mean, upper)."""
-    logs = [math.log(ratio) for ratio in ratios]
-    half = student_t(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return [round(math.exp(statistics.mean(logs) + side * half), 4) for side in (-1, 0, 1)]
-
-
-def student_t(probability: float, freedom: int) -> float:
-    """Quantile of Student's distribution by its expansion about the normal's (Abramowitz and Stegun 26.7.5)."""
-    z = statistics.NormalDist().inv_cdf(probability)
-    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return z + sum(term / freedom ** (i + 1) for i, term in enumerate(terms))
 
 
 def drafts(prompts: dict[str, list[str]], tokens: int) -> dict[str, object]:
@@ -142,27 +161,35 @@ def drafts(prompts: dict[str, list[str]], tokens: int) -> dict[str, object]:
             for text in texts[:6]:
                 _finished(client, text, tokens)  # plans fill the slots
             done = [_finished(client, text, tokens) for text in texts]
-            status = client.status()
+            if kind == "self":
+                device, recall = client.status().device, {RECALL_GAMMA: _recall(done)}
+                for gamma in RECALL_GAMMAS:
+                    recall[gamma] = _recall([_finished(client, text, tokens, gamma) for text in texts])
+                experts = len(device.model.layer_ids) * device.model.n_experts
+                result = {
+                    "self_draft_residency": round(len(device.resident) / experts, 3),
+                    "self_draft_demand_recall": recall[RECALL_GAMMA],
+                    "self_draft_demand_recall_by_gamma": {str(gamma): recall[gamma] for gamma in sorted(recall)},
+                }
         counted = [d for s in done for d in s.drafts]
         proposed = [sum(d.proposed[i] for d in counted if i < len(d.proposed)) for i in range(RECALL_GAMMA)]
         accepted = [sum(d.accepted[i] for d in counted if i < len(d.accepted)) for i in range(RECALL_GAMMA)]
         # A position counts where all before it stood: of a chain the rest is not looked at.
         tried = [proposed[0], *(min(a, p) for a, p in zip(accepted, proposed[1:], strict=False))]
         acceptance[kind] = [round(a / t, 3) if t else None for a, t in zip(accepted, tried, strict=True)]
-        if kind == "self":
-            shape = status.device.model
-            experts = len(shape.layer_ids) * shape.n_experts
-            result["self_draft_residency"] = round(len(status.device.resident) / experts, 3)
-            result["self_draft_demand_recall"] = round(
-                sum(s.demand_predicted for s in done) / sum(s.demand for s in done), 4
-            )
     return {"acceptance": acceptance} | result
 
 
-def _finished(client: Client, numbered: tuple[int, str], tokens: int):
+def _recall(done: list[GenerationStatistics]) -> float:
+    return round(sum(s.demand_predicted for s in done) / sum(s.demand for s in done), 4)
+
+
+def _finished(
+    client: Client, numbered: tuple[int, str], tokens: int, gamma: int | None = RECALL_GAMMA
+) -> GenerationStatistics:
     number, text = numbered
     options = SAMPLED | {"seed": number} if number % 2 else {}
-    generation = client.generate(text, max_tokens=tokens, ignore_eos=True, **options)
+    generation = client.generate(text, max_tokens=tokens, ignore_eos=True, gamma=gamma, **options)
     for _ in generation:
         pass
     return generation.statistics

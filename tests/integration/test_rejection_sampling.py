@@ -128,9 +128,8 @@ def test_draws_follow_the_target(tiny, target, options):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_bias_of_twenty_per_cent_is_found(tiny, target, monkeypatch):
-    """With half of the draws, which makes it harder to find."""
     honest = rejection.acceptance_probabilities
     monkeypatch.setattr(rejection, "acceptance_probabilities", lambda p, q: 0.8 * honest(p, q))
     sampling = Sampling(verification="rejection", **SETTINGS["plain"])
     law = _law(target, PROMPT, sampling)
-    assert p_value(_counts([tokens[0] for tokens in _draw(tiny, sampling, DRAWS // 2)], len(law)), law) < LEVEL
+    assert p_value(_counts([tokens[0] for tokens in _draw(tiny, sampling, DRAWS)], len(law)), law) < LEVEL

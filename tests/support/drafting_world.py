@@ -85,9 +85,7 @@ class World:
             for seconds in (self.token_s.get(kind, 0.0) * asked, verify_s, self.rest_s)
         )
         turn_s = draft_s + verify_s + rest_s
-        return StepSeen(
-            kind, asked, asked, accepted, hits, misses, draft_s, verify_s, turn_s, ngrams_found_nothing=nothing
-        )
+        return StepSeen(kind, asked, asked, accepted, draft_s, turn_s, ngrams_found_nothing=nothing)
 
     def run(
         self, governor: Governor, steps: int, request: RequestDrafts | None = None, gamma: int | None = None

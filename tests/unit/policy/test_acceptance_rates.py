@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moespac.actors.policy.acceptance_rates import BOUNDS, AcceptanceRates, RequestRates, expected_tokens
+from moespac.actors.policy.acceptance_rates import (
+    ALIKE,
+    BOUNDS,
+    AcceptanceRates,
+    Alikeness,
+    RequestRates,
+    expected_tokens,
+)
 
 CHAINS = st.lists(st.tuples(st.integers(0, 16), st.booleans()), max_size=40)
 
@@ -57,6 +64,18 @@ def test_a_request_departs_from_the_others(accepted, above):
         request.observe(min(3, accepted + 1), accepted)
     corrected = request.corrected(rates)
     assert (corrected > 0.8).all() if above else (corrected < 0.2).all()
+
+
+@pytest.mark.parametrize(("truth", "expected"), [((0.7,), ALIKE[3:]), ((0.2, 0.95), ALIKE[:2])])
+def test_how_alike_requests_are_is_learned_from_them(truth, expected):
+    rng, rates, alike = np.random.default_rng(1), np.full(8, np.mean(truth)), Alikeness()
+    for number in range(60):
+        request = RequestRates(8)
+        for _ in range(20):
+            tried, accepted = simulate(np.full(8, truth[number % len(truth)]), 4, rng)
+            alike.observe(request, rates, tried, accepted)
+            request.observe(tried, accepted)
+    assert alike.tokens in expected
 
 
 def test_a_chain_fails_once_at_most():

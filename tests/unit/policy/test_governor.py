@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moespac.actors.core import DRAFT_KINDS, DraftChoice
-from moespac.actors.policy.governor import EXPLORATION, Decision, Governor
+from moespac.actors.policy.governor import EXPLORATION, SAVED_UP, Decision, Governor
 from moespac.actors.policy.step_model import LONGEST, RequestDrafts, StepSeen
 
 GOOD, FAIR, BAD = (np.full(LONGEST, rate) for rate in (0.92, 0.6, 0.15))
@@ -44,7 +44,21 @@ def test_it_converges_to_the_best(name):
     world.run(governor, 200)
     late = achieved(world, world.run(governor, 300))
     assert late > 0.94 * world.rate(world.best())
-    assert late > 0.97 * world.rate(())
+    assert late > 0.985 * world.rate(())
+
+
+def test_what_seemed_too_dear_at_first_is_tried_again():
+    """While slots fill, windows with drafts take twice as long as later: no reason to do without for ever."""
+    cold = World({"model": GOOD}, {"model": 3e-3}, growth=0.9, miss_s=3e-4, rest_s=2e-3)
+    warm = World({"model": GOOD}, {"model": 3e-3}, growth=0.5, miss_s=1e-4, rest_s=2e-3, seed=1)
+    governor = Governor(("model",))
+    for _ in range(12):
+        governor.calibrate(cold.step(Decision((DraftChoice("model", 4),), "best", 1.0, 1.0)))
+        governor.calibrate(warm.step(Decision((), "best", 1.0, 1.0)))
+    request = RequestDrafts()
+    assert not governor.decide(request, 1000).choices
+    warm.run(governor, 500, request)
+    assert achieved(warm, warm.run(governor, 200, request)) > 0.95 * warm.rate(warm.best())
 
 
 def test_it_adapts_when_acceptance_and_times_change():
@@ -68,24 +82,47 @@ def test_requests_of_different_text_are_told_apart():
     assert drafted[0] > 3 > 1 > drafted[1]
 
 
-STEPS = st.tuples(
-    st.integers(0, 16), st.integers(0, 900), st.integers(0, 900), st.floats(1e-5, 1.0), st.floats(1e-5, 1.0)
-)
+def test_greedy_and_sampled_requests_are_told_apart_from_the_start():
+    worlds = {
+        sampled: World({"model": rates}, {"model": 2.5e-3}, rest_s=2e-3, seed=sampled)
+        for sampled, rates in ((False, GOOD), (True, BAD))
+    }
+    governor = calibrated(worlds[False], ("model",))
+    for _ in range(6):
+        for sampled, world in worlds.items():
+            world.run(governor, 40, RequestDrafts(sampled=sampled))
+    fresh = {sampled: governor.decide(RequestDrafts(sampled=sampled), 1000).choices for sampled in worlds}
+    assert sum(choice.gamma for choice in fresh[False]) > 3 and not fresh[True]
+
+
+def test_what_may_be_lost_to_learn_is_not_saved_for_ever():
+    world = World({"model": BAD}, {"model": 1e-3})
+    governor = calibrated(world, ("model",))
+    world.run(governor, 200)
+    world.run(governor, 2000, gamma=0)
+    done = world.run(governor, 400)
+    lost = sum(decision.loss_s for decision, _ in done)
+    assert lost < 0.02 * sum(seen.turn_s for _, seen in done)
+
+
+STEPS = st.tuples(st.integers(0, 16), st.floats(1e-5, 1.0), st.floats(1e-5, 1.0))
 
 
 @settings(max_examples=60)
 @given(st.lists(STEPS, min_size=1, max_size=50), st.integers(1, 40))
 def test_it_never_promises_less_than_without_drafts_beyond_its_exploration(steps, remaining):
-    """Whatever is measured: any accepted prefix, any times, any experts."""
-    governor, request, elapsed = Governor(DRAFT_KINDS), RequestDrafts(), 0.0
-    for accepted, hits, misses, draft_s, verify_s in steps:
+    """Whatever is measured: any accepted prefix, any times."""
+    governor, request, elapsed, lost, slowest = Governor(DRAFT_KINDS), RequestDrafts(), 0.0, 0.0, 0.0
+    for accepted, draft_s, verify_s in steps:
         decision = governor.decide(request, remaining)
         assert all(0 < choice.gamma <= min(LONGEST, remaining - 1) for choice in decision.choices)
         assert decision.rate >= decision.unassisted_rate * (1 - 1e-9)
-        assert decision.loss_s <= EXPLORATION * elapsed and (decision.reason == "explore" or decision.loss_s == 0)
+        assert decision.reason == "explore" or decision.loss_s == 0
+        lost, slowest = lost + decision.loss_s, max(slowest, 1.0 / decision.unassisted_rate)
+        assert not lost or lost <= EXPLORATION * (elapsed + SAVED_UP * slowest) * (1 + 1e-9)
         kind, gamma = decision.choices[0] if decision.choices else ("", 0)
         turn_s = draft_s + verify_s
-        seen = StepSeen(kind, gamma, gamma, min(gamma, accepted), hits, misses, draft_s, verify_s, turn_s)
+        seen = StepSeen(kind, gamma, gamma, min(gamma, accepted), draft_s, turn_s)
         governor.observe(request, decision, seen)
         elapsed += turn_s
 
@@ -117,7 +154,7 @@ def test_without_drafts_there_is_nothing_to_choose():
     for _ in range(300):
         decision = governor.decide(request, 100)
         assert decision.choices == ()
-        governor.observe(request, decision, StepSeen("", 0, 0, 0, 5, 5, 0.0, 1e-2, 1.1e-2))
+        governor.observe(request, decision, StepSeen("", 0, 0, 0, 0.0, 1.1e-2))
 
 
 def test_catching_up_on_a_long_prompt_must_pay_within_what_remains():
@@ -131,7 +168,7 @@ def test_catching_up_on_a_long_prompt_must_pay_within_what_remains():
             governor.observe(
                 request,
                 governor.decide(request, 100),
-                StepSeen("model", gamma, gamma, gamma, 40, 20, late, seen.verify_s, late + seen.verify_s),
+                StepSeen("model", gamma, gamma, gamma, late, late + seen.turn_s - seen.draft_s),
             )
     assert governor.decide(RequestDrafts(behind={"model": 4000}), 2000).choices
     assert not governor.decide(RequestDrafts(behind={"model": 4000}), 20).choices

@@ -8,7 +8,6 @@ from simulated import layer, setting, step
 
 from moespac.actors.core import ExpertKey, RoutingWindow
 from moespac.actors.policy.rivals.belady import BeladyDemand
-from moespac.actors.policy.rivals.draft_length import LONGEST, DraftLength
 from moespac.actors.policy.rivals.hybrimoe import Dali, HybriMoe
 from moespac.actors.policy.rivals.lookahead import MoeSpeq, SpMoe
 from moespac.actors.policy.rivals.moe_spac import MoeSpacDescribed, MoeSpacReleased
@@ -68,7 +67,7 @@ def test_moe_speq_evicts_what_the_lookahead_does_not_want():
     assert policy.worth(ExpertKey(0, 1)) > policy.worth(ExpertKey(0, 2)) > policy.worth(ExpertKey(0, 3))
     policy.layer(layer(0, {1: 4, 2: 1}))
     assert policy.worth(ExpertKey(0, 1)) == policy.worth(ExpertKey(0, 3)) == 0
-    assert 1 <= policy.gamma() <= 4
+    assert 1 <= policy.gamma("r", 100) <= 4
 
 
 def test_the_release_keeps_what_scores_and_computes_misses_on_the_cpu():
@@ -120,17 +119,6 @@ def test_an_impossible_accuracy_is_refused():
         GatePredictor(4, 1.2)
 
 
-@pytest.mark.parametrize(("rate", "draft_s", "expected"), [(0.0, 1e-3, 0), (0.95, 1e-4, LONGEST), (0.9, 1.0, 0)])
-def test_draft_length_follows_what_pays(rate, draft_s, expected):
-    length = DraftLength(draft_s)
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        gamma = length.choose()
-        accepted = int(np.argmin(np.append(random.random(gamma) < rate, False)))
-        length.observe(gamma + 1, accepted, gamma * draft_s + 5e-3 + 1e-3 * (gamma + 1) ** 0.6)
-    assert length.choose() == expected
-
-
 def test_own_policy_moves_what_will_be_used_in_the_order_it_is_due():
     policy = Clairvoyant(setting(layers=3, n_experts=8, slots=6))
     counts = np.zeros((3, 8), dtype=int)
@@ -140,6 +128,24 @@ def test_own_policy_moves_what_will_be_used_in_the_order_it_is_due():
     assert set(keys) >= {ExpertKey(1, 4), ExpertKey(2, 5), ExpertKey(2, 6)}
     assert keys.index(ExpertKey(1, 4)) < keys.index(ExpertKey(2, 5))
     assert policy.worth(ExpertKey(1, 4)) > policy.worth(ExpertKey(1, 0))
+
+
+@pytest.mark.parametrize(("rate", "drafted"), [(0.95, range(4, 17)), (0.1, range(1))])
+@pytest.mark.parametrize("kind", ["model", "ngram"])
+def test_own_policy_drafts_as_many_as_the_engines_governor_finds_worth_it(rate, drafted, kind):
+    policy = Moespac(setting(draft_kind=kind, draft_token_s=1e-3))
+    random = np.random.default_rng(0)
+    for index in range(150):
+        gamma = policy.gamma("r", 10**6)
+        policy.begin(step(np.zeros((3, 8)), gamma + 1, index))
+        accepted = int(np.argmin(np.append(random.random(gamma) < rate, False)))
+        seconds = 5e-3 + 5e-3 * (gamma + 1) ** 0.6 + 1e-3 * gamma
+        counts = np.zeros((3, 8), dtype=int)
+        counts[:, :2] = gamma + 1
+        policy.end(RoutingWindow(gamma + 1, counts), accepted, seconds)
+    chosen = [policy.gamma("r", 10**6) for _ in range(3)]
+    assert max(chosen) in drafted and policy.gamma("r", 1) == 0
+    assert Moespac(setting(gamma=0)).gamma("r", 100) == 0
 
 
 def test_own_policy_sends_every_miss_somewhere():
