@@ -56,13 +56,14 @@ class Engine:
         for sequence in sequences:
             at = 0
             while at < len(sequence.ids):
-                window = self._drafting(sequence, at, self._policy.gamma())
+                gamma = self._policy.gamma(sequence.name, len(sequence.ids) - at)
+                window = self._drafting(sequence, at, gamma)
                 at += window.accepted + 1
                 yield window.counts(self._n_experts)
 
     def _step(self, sequence: Sequence, at: int) -> int:
         policy, tally, began, thought = self._policy, self.tally, self._now, time.perf_counter()
-        window = self._drafting(sequence, at, policy.gamma())
+        window = self._drafting(sequence, at, policy.gamma(sequence.name, len(sequence.ids) - at))
         counts = window.counts(self._n_experts)
         step = Step(tally.steps, window.tokens, window.token_ids[:1], sequence.name, self._cached, lambda: counts)
         self._told(policy.begin(step))

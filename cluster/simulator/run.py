@@ -16,6 +16,7 @@ from ...actors.core import ModelShape, RoutingWindow
 from ...actors.policy.estimator import make_estimator
 from ...actors.policy.rivals.interface import OffloadPolicy, Setting
 from ...actors.policy.rivals.registry import policy_class
+from ...actors.policy.step_model import NGRAM
 from .acceptance import Drafting, NgramReplay, RateAcceptance, routing_counts
 from .engine import Engine
 from .hardware import Hardware
@@ -109,6 +110,7 @@ def setting_of(case: Case, kind: type[OffloadPolicy], machine: Machine, trace: T
         contention=machine.contention,
         trunk_layer_s=machine.trunk_layer_s,
         draft_token_s=0.0 if case.ngram else machine.draft_token_s,
+        draft_kind=NGRAM if case.ngram else "model",
         gamma=case.gamma,
         profile=_profile(case.trace, case.most_tokens),
         learned=_learned(case.trace, case.most_tokens) if kind.learns else {},

@@ -90,6 +90,7 @@ def setting(layers=3, n_experts=8, top_k=2, slots=6, gamma=4, profile=None, accu
         "contention": 0.0,
         "trunk_layer_s": 1e-3,
         "draft_token_s": 10e-3,
+        "draft_kind": "model",
         "gamma": gamma,
         "profile": np.zeros((layers, n_experts), dtype=int) if profile is None else np.asarray(profile),
         "learned": {},

@@ -43,6 +43,8 @@ class Setting:
     trunk_layer_s: float
     """Attention, norms and router of one layer on the device."""
     draft_token_s: float
+    draft_kind: str
+    """One of DRAFT_KINDS."""
     gamma: int
     """Draft tokens a step of policies that speculate and do not choose for themselves."""
     profile: np.ndarray
@@ -151,8 +153,8 @@ class OffloadPolicy:
         """Experts resident before the first token."""
         return ()
 
-    def gamma(self) -> int:
-        """Draft tokens of the coming step."""
+    def gamma(self, request: str, remaining: int) -> int:
+        """Draft tokens of the coming step; `remaining`: tokens that the request still wants, >= 1."""
         return self.setting.gamma if self.speculates else 0
 
     def begin(self, step: Step) -> Sequence[Wish] | None:

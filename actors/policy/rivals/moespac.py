@@ -10,8 +10,10 @@ import numpy as np
 from ...core import CostSample, ExpertKey, RoutingWindow
 from ..cost import LINK, CostModel, WorkerCost
 from ..estimator import make_estimator
+from ..governor import Decision as Drafts
+from ..governor import Governor
 from ..reactive import split_misses
-from .draft_length import DraftLength
+from ..step_model import RequestDrafts, StepSeen
 from .interface import CPU, DEVICE, Decision, Layer, OffloadPolicy, Setting, Step, Wish
 
 LATER = 2.0
@@ -26,7 +28,8 @@ LEARN_FIRST, LEARN_EVERY = 32, 8
 
 
 class Moespac(OffloadPolicy):
-    """Expected uses decide on slots and prefetches, every miss goes where it is done earlier, γ follows the clock.
+    """Expected uses decide on slots and prefetches, every miss goes where it is done earlier, the engine's governor
+    chooses γ.
 
     An expert's value is the probability of its use in the coming window, if its layer is still to come and a
     transfer started now can be there in time, and LATER times that of a window in general. A prefetch must be worth
@@ -46,7 +49,10 @@ class Moespac(OffloadPolicy):
             self._estimator.restore(setting.learned)
         self._costs = CostModel(shape.expert_bytes, DEVICE)
         self._calls: Counter[str] = Counter()
-        self._length = DraftLength(setting.draft_token_s)
+        self._governor = Governor([setting.draft_kind] if setting.gamma else [])
+        self._request, self._drafts = "", RequestDrafts()
+        self._drafting: Drafts | None = None
+        self._hits = self._misses = 0
         self._soon = np.full((shape.n_layers, shape.n_experts), shape.top_k / shape.n_experts)
         self._general = self._value = self._soon
         self._held = np.zeros(self._soon.shape, dtype=bool)
@@ -54,8 +60,11 @@ class Moespac(OffloadPolicy):
         self._draft_s = 0.0
         self._cost = setting.contention * setting.transfer_s / setting.cpu.read_s
 
-    def gamma(self) -> int:
-        return self._length.choose() if self.setting.gamma else 0
+    def gamma(self, request: str, remaining: int) -> int:
+        if request != self._request:
+            self._request, self._drafts = request, RequestDrafts()
+        self._drafting = self._governor.decide(self._drafts, remaining)
+        return sum(choice.gamma for choice in self._drafting.choices)
 
     def begin(self, step: Step) -> Sequence[Wish] | None:
         self._draft_s = (step.tokens - 1) * self.setting.draft_token_s
@@ -69,6 +78,8 @@ class Moespac(OffloadPolicy):
 
     def layer(self, at: Layer) -> Decision:
         fetch = self._fetched(at)
+        self._hits += len(at.residents)
+        self._misses += len(at.misses)
         self._value[at.row] = LATER * self._general[at.row]
         self._changed.add(at.row)
         refresh = at.row % REFRESH == REFRESH - 1
@@ -85,9 +96,26 @@ class Moespac(OffloadPolicy):
 
     def end(self, window: RoutingWindow, accepted: int, seconds: float) -> None:
         self._estimator.observe(window)
-        self._length.observe(window.tokens, accepted, seconds)
+        if self._drafting is not None:
+            self._governor.observe(self._drafts, self._drafting, self._seen(window.tokens - 1, accepted, seconds))
+        self._hits = self._misses = 0
         layer_s = (seconds - self._draft_s) / self.setting.shape.n_layers
         self._layer_s += 0.2 * (layer_s - self._layer_s)
+
+    def _seen(self, proposed: int, accepted: int, seconds: float) -> StepSeen:
+        asked = sum(choice.gamma for choice in self._drafting.choices)
+        return StepSeen(
+            kind=self.setting.draft_kind if proposed else "",
+            asked=asked,
+            proposed=proposed,
+            accepted=accepted,
+            hits=self._hits,
+            misses=self._misses,
+            draft_s=self._draft_s,
+            verify_s=seconds - self._draft_s,
+            turn_s=seconds,
+            ngrams_found_nothing=asked > 0 and not proposed,
+        )
 
     def _fetched(self, at: Layer) -> list[int]:
         """The misses to wait for: those under way, and of the others as many as the reactive split gives the link.

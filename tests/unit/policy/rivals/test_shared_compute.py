@@ -8,7 +8,6 @@ from simulated import layer, setting, step
 
 from moespac.actors.core import ExpertKey, RoutingWindow
 from moespac.actors.policy.rivals.belady import BeladyDemand
-from moespac.actors.policy.rivals.draft_length import LONGEST, DraftLength
 from moespac.actors.policy.rivals.hybrimoe import Dali, HybriMoe
 from moespac.actors.policy.rivals.lookahead import MoeSpeq, SpMoe
 from moespac.actors.policy.rivals.moe_spac import MoeSpacDescribed, MoeSpacReleased
@@ -68,7 +67,7 @@ def test_moe_speq_evicts_what_the_lookahead_does_not_want():
     assert policy.worth(ExpertKey(0, 1)) > policy.worth(ExpertKey(0, 2)) > policy.worth(ExpertKey(0, 3))
     policy.layer(layer(0, {1: 4, 2: 1}))
     assert policy.worth(ExpertKey(0, 1)) == policy.worth(ExpertKey(0, 3)) == 0
-    assert 1 <= policy.gamma() <= 4
+    assert 1 <= policy.gamma("r", 100) <= 4
 
 
 def test_the_release_keeps_what_scores_and_computes_misses_on_the_cpu():
@@ -118,17 +117,6 @@ def test_predictions_are_as_accurate_as_stated(accuracy):
 def test_an_impossible_accuracy_is_refused():
     with pytest.raises(ValueError, match=r"gate accuracy is 1\.2; expected 0 to 1"):
         GatePredictor(4, 1.2)
-
-
-@pytest.mark.parametrize(("rate", "draft_s", "expected"), [(0.0, 1e-3, 0), (0.95, 1e-4, LONGEST), (0.9, 1.0, 0)])
-def test_draft_length_follows_what_pays(rate, draft_s, expected):
-    length = DraftLength(draft_s)
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        gamma = length.choose()
-        accepted = int(np.argmin(np.append(random.random(gamma) < rate, False)))
-        length.observe(gamma + 1, accepted, gamma * draft_s + 5e-3 + 1e-3 * (gamma + 1) ** 0.6)
-    assert length.choose() == expected
 
 
 def test_own_policy_moves_what_will_be_used_in_the_order_it_is_due():
