@@ -18,7 +18,7 @@ import torch
 
 from ...errors import UserError
 from ..core import ExpertKey, ModelShape, Plan
-from ..policy.cache_order import ExpertCache, worth
+from ..policy.cache_order import ExpertCache, worth, worths
 from ..prefetcher.source import ExpertSource
 from .link import Link, TransferLog
 
@@ -111,7 +111,7 @@ class ExpertSlots:
                 self._stale_plans += 1
                 return False
             self._plan = plan
-            self._cache.set_plan(lambda key: self._worth(key, plan.utilities[self._shape.row(key.layer), key.expert]))
+            self._cache.set_worths(self._shape.layer_ids, worths(plan.utilities, plan.thresholds))
             return True
 
     @contextmanager

@@ -104,7 +104,7 @@ class Engine:
 
     def _told(self, wishes) -> None:
         if changed := self._policy.revalued():
-            self._pools.revalue(changed, self._policy.worth)
+            self._pools.revalue(changed)
             self._lane.readmit()
         if wishes is not None:
             self._lane.wish(wishes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ...actors.core import ExpertKey
@@ -22,15 +22,19 @@ class Pools:
         sizes = policy.pools()
         self._shared = ExpertCache(policy.setting.slots) if sizes is None else None
         self._own = [] if sizes is None else [ExpertCache(size) for size in sizes]
-        self._row_of = row_of
+        self._policy, self._row_of, self._layer_ids = policy, row_of, policy.setting.shape.layer_ids
 
     def of(self, key: ExpertKey) -> ExpertCache:
         return self._own[self._row_of[key.layer]] if self._shared is None else self._shared
 
-    def revalue(self, rows: Collection[int], worth: Callable[[ExpertKey], float]) -> None:
-        """Asks anew what experts of `rows` are worth."""
+    def revalue(self, rows: Collection[int]) -> None:
+        """Asks the policy anew what experts of `rows` are worth."""
+        worths = self._policy.worths()
         for pool in [self._shared] if self._shared is not None else [self._own[row] for row in rows]:
-            pool.set_plan(worth)
+            if worths is None:
+                pool.set_plan(self._policy.worth)
+            else:
+                pool.set_worths(self._layer_ids, worths)
 
     def all(self) -> list[ExpertCache]:
         return self._own if self._shared is None else [self._shared]

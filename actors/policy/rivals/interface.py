@@ -173,6 +173,10 @@ class OffloadPolicy:
         """Who is worth least is evicted first; among equals the least recently used."""
         return 0
 
+    def worths(self) -> np.ndarray | None:
+        """`worth` of every expert, [n_layers, n_experts], where the policy keeps it so; None: ask one by one."""
+        return None
+
     def revalued(self) -> Collection[int]:
         """Rows in which `worth` has changed since this was last asked."""
         changed, self._changed = self._changed, set()

@@ -89,6 +89,9 @@ class Moespac(OffloadPolicy):
     def worth(self, key: ExpertKey) -> float:
         return self._value[self._rows[key.layer], key.expert]
 
+    def worths(self) -> np.ndarray | None:
+        return self._value
+
     def moved(self, key: ExpertKey, evicted: ExpertKey | None) -> None:
         self._held[self._rows[key.layer], key.expert] = True
         if evicted is not None:
