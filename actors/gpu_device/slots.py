@@ -141,7 +141,8 @@ class ExpertSlots:
                 return Filled(Outcome.STALE)
             if self._cache.lookup(key) is not None or self._cache.is_filling(key):
                 return Filled(Outcome.ALREADY_RESIDENT)
-            fill = self._cache.begin_fill(key, self._worth(key, utility))
+            cost = self._plan.transfer_cost if self._plan else 0
+            fill = self._cache.begin_fill(key, self._worth(key, utility), cost=cost)
             if fill is None:
                 return Filled(Outcome.NO_VICTIM)
             read_last = self._read_last.get(fill.slot)

@@ -78,6 +78,13 @@ class ExpertCache:
         keys.sort(reverse=True)
         return sorted(keys, key=self._order)
 
+    def held(self, layer_ids: Sequence[int], n_experts: int) -> np.ndarray:
+        """Who is resident or being filled: bool [n_layers, n_experts], as in `set_worths`."""
+        here = np.zeros((len(layer_ids), n_experts), dtype=bool)
+        layers, experts = self._place[:, list(self._slot.values())]
+        here[np.searchsorted(layer_ids, layers), experts] = True
+        return here
+
     @property
     def free_slots(self) -> int:
         return len(self._free)
@@ -117,16 +124,16 @@ class ExpertCache:
     def set_worths(self, layer_ids: Sequence[int], worths: np.ndarray) -> None:
         """`set_plan` for all experts of a model at once: `worths` [n_layers, n_experts], a row for each of `layer_ids`,
         which ascend and name every layer of the experts here."""
-        slots = np.fromiter(self._slot.values(), dtype=np.int64, count=len(self._slot))
+        slots = list(self._slot.values())
         layers, experts = self._place[:, slots]
         self._utility[slots] = worths[np.searchsorted(layer_ids, layers), experts]
 
     def begin_fill(
-        self, key: ExpertKey, utility: int, protect: Container[ExpertKey] = (), forced: bool = False
+        self, key: ExpertKey, utility: int, protect: Container[ExpertKey] = (), forced: bool = False, cost: int = 0
     ) -> Fill | None:
-        """Gives `key` a slot to be filled, evicting a resident that is worth less if none is free.
+        """Gives `key` a slot to be filled, evicting a resident that is worth less by more than `cost` if none is free.
 
-        None when every other resident is worth at least as much, is pinned or in `protect`, or is itself
+        None when every other resident is worth at least `utility` − `cost`, is pinned or in `protect`, or is itself
         being filled. `forced` asks for a slot whatever the residents are worth: for an expert that must be
         computed now. Follow with `commit` or `abort`. Raises ValueError if `key` is resident or filling
         already.
@@ -137,7 +144,7 @@ class ExpertCache:
         evicted = None
         if not self._free:
             victim = self._victim(protect)
-            if victim is None or (not forced and self._utility[victim] >= utility):
+            if victim is None or (not forced and self._utility[victim] >= utility - cost):
                 return None
             evicted = self._keys[victim]
             self._vacate(victim)

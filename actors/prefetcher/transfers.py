@@ -1,7 +1,7 @@
 """Feeding one device: which experts to send over its link next, and sending them, one at a time.
 
 What the device holds is known from its own words (Describe, then the replies to Fill). Before the first plan, and after
-the device was replaced, its slots are filled evenly over the layers; from then on hot experts that it lacks are sent in
+the device was replaced, its slots are filled evenly over the layers; from then on what it lacks is sent in
 the order of their utility, within the plan's link budget. A newer plan replaces everything not yet under way. What the
 device has no victim for is left until its residents or the plan change: each try may cost a read from disk.
 """
@@ -132,13 +132,13 @@ class DeviceFeeder:
             self._plan_is_new = False
         if new and plan is not None:
             self._progress()
-            self._queue.replace(plan.epoch, self._hot(plan), plan.link_budget_bytes)
+            self._queue.replace(plan.epoch, self._wanted(plan), plan.link_budget_bytes)
         return self._queue.pop()
 
-    def _hot(self, plan: Plan) -> list[tuple[ExpertKey, int]]:
-        """Hot experts that the device lacks, with their utilities."""
+    def _wanted(self, plan: Plan) -> list[tuple[ExpertKey, int]]:
+        """Experts worth a transfer that the device lacks, with their utilities."""
         layers = self._shape.layer_ids
-        rows, experts = plan.hot().nonzero()
+        rows, experts = plan.wanted().nonzero()
         utilities = plan.utilities[rows, experts].tolist()
         wanted = [ExpertKey(layers[r], e) for r, e in zip(rows.tolist(), experts.tolist(), strict=True)]
         resident = self._resident or set()
@@ -166,7 +166,7 @@ class DeviceFeeder:
         self._resident, self._slots = set(keys(found.resident)), found.slots
         with self._wake:
             plan, self._plan_is_new = self._plan, False
-        hot = [] if plan is None else self._hot(plan)
+        hot = [] if plan is None else self._wanted(plan)
         asked = {key for key, _ in hot}
         free = max(0, self._slots - len(self._resident) - len(hot))
         others = [k for k in spread(self._shape) if k not in self._resident and k not in asked]

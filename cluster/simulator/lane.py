@@ -149,7 +149,7 @@ class Lane:
             cache = self._pools.of(transfer.key)
             if self.holds(transfer.key, cache):
                 self._queue.done(transfer, moved=False)
-            elif self._fill(transfer.key, cache, self._policy.forces_prefetch):
+            elif self._fill(transfer.key, cache, self._policy.forces_prefetch, self._policy.transfer_cost()):
                 start = max(self.clock, self._host.ready_at(self.clock, transfer.key))
                 self._count()
                 self._flight = _Flight(transfer.key, start + self._transfer_s, transfer)
@@ -165,8 +165,8 @@ class Lane:
         self._pools.of(flight.key).commit(flight.key)
         self._unproven.add(flight.key)
 
-    def _fill(self, key: ExpertKey, cache: ExpertCache, forced: bool) -> bool:
-        fill = cache.begin_fill(key, self._policy.worth(key), forced=forced)
+    def _fill(self, key: ExpertKey, cache: ExpertCache, forced: bool, cost: float = 0) -> bool:
+        fill = cache.begin_fill(key, self._policy.worth(key), forced=forced, cost=cost)
         if fill is None:
             return False
         if fill.evicted in self._unproven:

@@ -16,7 +16,7 @@ from instances import EXPERT_BYTES, TOP_K, demand
 
 from moespac.actors.core import CostSample, ExpertKey, ModelShape, RoutingWindow
 from moespac.actors.policy.cost import LINK
-from moespac.actors.scheduler.planner import Planner, PlannerSettings
+from moespac.actors.policy.planner import Planner, PlannerSettings
 
 SHAPE = ModelShape(tuple(range(48)), 128, TOP_K, 2048, 768, EXPERT_BYTES)
 SLOTS, GAMMA, ACCEPTED = 1024, 8, 5
@@ -105,7 +105,7 @@ def _hour(form: str, seconds: int, progress: Callable[[Iterable, str], Iterable]
                 solved = task.solve(lambda ends=ends: ends - time.perf_counter())
                 took.append(time.perf_counter() - began)
                 planner.adopt(task, solved, took[-1], now + took[-1])
-                box.take(solved.plan.hot(), solved.plan.utilities, task.problem.link_experts)
+                box.take(solved.plan.wanted(), solved.plan.utilities, task.problem.link_experts)
             planning += time.perf_counter() - began
     return {
         f"plan_duty_{form}": round(planning / now, 5),

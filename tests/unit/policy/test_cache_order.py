@@ -245,6 +245,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.check_integrity()
         residents = self.cache.residents()
         assert sorted(residents) == sorted(self.resident)
+        held = [ExpertKey(*place) for place in np.argwhere(self.cache.held((0, 1, 2), 4)).tolist()]
+        assert held == sorted([*self.resident, *self.filling])
         assert [self.utility[key] for key in residents] == sorted(self.utility[key] for key in residents)
         assert all(self.cache.lookup(key) == slot for key, slot in self.resident.items())
         assert all(self.cache.is_filling(key) and self.cache.lookup(key) is None for key in self.filling)

@@ -12,10 +12,10 @@ import grpc
 import pytest
 from scripted_device import ScriptedDevice
 
+from moespac.actors.policy.planner import Planner, PlannerSettings
 from moespac.actors.policy.turns import Turns
 from moespac.actors.scheduler.device_client import DeviceClient
 from moespac.actors.scheduler.loop import MAX_STALLS, LoopSettings, StepLoop
-from moespac.actors.scheduler.planner import Planner, PlannerSettings
 from moespac.actors.scheduler.planning import PlanDispatch
 from moespac.actors.scheduler.prefetcher_client import PrefetcherClient
 from moespac.actors.scheduler.request import Failure, Request

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from moespac.actors.core import CostSample, ExpertKey, ModelShape, RoutingWindow
+from moespac.actors.policy.planner import DRIFT, MAX_DUTY, Planner, PlannerSettings
+from moespac.actors.policy.planning_task import Solved
 from moespac.actors.policy.prefetch_gate import PROBE_EVERY
-from moespac.actors.scheduler.planner import DRIFT, MAX_DUTY, Planner, PlannerSettings
-from moespac.actors.scheduler.planning_task import Solved
 
 SHAPE = ModelShape(layer_ids=(1, 2, 4), n_experts=8, top_k=2, hidden_size=32, intermediate_size=16, expert_bytes=3072)
 SETTINGS = PlannerSettings("as_described", replan_every=2, deadline_s=1.0, deterministic=True)
@@ -48,8 +48,10 @@ def test_favourites_become_hot_within_the_slots():
     observed(made)
     plan = made.task().solve().plan
     assert plan.solver_status == "OPTIMAL"
-    assert plan.hot().sum() <= 6
-    assert plan.hot()[:, [0, 3]].all(), "the only experts in use are worth their slots: a worker is nine times slower"
+    assert plan.wanted().sum() <= 6
+    assert plan.wanted()[:, [0, 3]].all(), (
+        "the only experts in use are worth their slots: a worker is nine times slower"
+    )
     assert plan.link_budget_bytes >= 6 * SHAPE.expert_bytes
 
 
@@ -57,7 +59,7 @@ def test_favourites_become_hot_within_the_slots():
 def test_never_more_hot_experts_than_slots(slots):
     made = planner(slots=slots)
     observed(made, steps=6)
-    assert made.task().solve().plan.hot().sum() <= slots
+    assert made.task().solve().plan.wanted().sum() <= slots
 
 
 def test_the_link_limits_what_a_plan_may_move():
@@ -67,7 +69,7 @@ def test_the_link_limits_what_a_plan_may_move():
         made.observe(window(0, 3), slow, (), step_s=0.02)
     task = made.task()
     assert task.problem.link_experts == 1, "a link slower than a step still moves one expert a plan"
-    assert task.solve().plan.hot().sum() <= 1
+    assert task.solve().plan.wanted().sum() <= 1
 
 
 def test_a_plan_is_due_after_enough_steps_if_demand_has_drifted():
@@ -155,22 +157,22 @@ def test_useless_transfers_are_stopped_and_probed():
 def test_the_per_expert_form_keeps_budgets_and_wants_the_favourites():
     for slots, workers in ((6, ["cpu-0"]), (3, ["cpu-0", "cpu-1"]), (4, [])):
         made = Planner(SHAPE, slots, "gpu-0", workers, replace(SETTINGS, form="assignment"))
-        observed(made)
+        observed(made, steps=20)
         solved = adopted(made, took_s=0.0, now_s=0.0)
-        hot = solved.plan.hot()
+        hot = solved.plan.wanted()
         assert hot.sum() <= slots and not hot[:, [1, 2, 4, 5, 6, 7]].any()
         assert hot[:, [0, 3]].sum() == min(slots, 6)
         assert solved.plan.solver_status in ("OPTIMAL", "FEASIBLE") and 0 <= solved.gap < 1
         observed(made)
         again = made.task()
-        assert (again.solve().plan.hot() == hot).all() and again.hint is solved.hint
+        assert (again.solve().plan.wanted() == hot).all() and again.hint is solved.hint
 
 
 def test_without_time_the_per_expert_form_still_has_a_valid_plan():
     made = Planner(SHAPE, 4, "gpu-0", ["cpu-0"], replace(SETTINGS, form="assignment", deterministic=False))
     observed(made)
     solved = made.task().solve(lambda: 0.0)
-    assert solved.plan.solver_status == "GREEDY" and solved.plan.hot().sum() <= 4
+    assert solved.plan.solver_status == "GREEDY" and solved.plan.wanted().sum() <= 4
 
 
 def test_the_next_token_reaches_the_estimator(monkeypatch):
@@ -184,7 +186,7 @@ def test_the_next_token_reaches_the_estimator(monkeypatch):
     made.task()
     made.observe(window(0, 3), [], (), step_s=0.02)
     made.task()
-    assert asked[0] == (5, (17,)) and asked[-1] == (5, ())
+    assert (5, (17,)) in asked and asked[-2:] == [(5, ()), (5, None)]
 
 
 def test_a_planner_takes_up_what_another_has_learned():

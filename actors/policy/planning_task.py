@@ -9,12 +9,15 @@ from typing import Literal
 import numpy as np
 
 from ..core import Plan
-from ..policy.assignment import Hint, StepLimit, plan_assignment
-from ..policy.assignment_problem import AssignmentProblem
-from ..policy.balancer import ThresholdProblem, plan_thresholds
+from .assignment import Hint, StepLimit, plan_assignment
+from .assignment_problem import AssignmentProblem
+from .balancer import ThresholdProblem, plan_thresholds
+from .prefetch_order import MOST
 
 PlanForm = Literal["threshold", "assignment"]
 """Hot by utility, one threshold a layer, exact; or expert by expert, as good as time allows."""
+NOBODY = MOST + 1
+"""A threshold that no utility reaches."""
 STEP_LIMIT = 700
 """Steps of the per-expert form where plans must not depend on the clock."""
 
@@ -29,6 +32,8 @@ class Solved:
     transfers: int
     """Experts it wants that were not resident."""
     hint: np.ndarray | Hint
+    thresholds: np.ndarray
+    """What the plan's hot experts come to in `prefetch_order`'s utilities: int [n_layers], for utilities to come."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,12 @@ class PlanningTask:
 
     epoch: int
     problem: ThresholdProblem
+    utilities: np.ndarray
+    """Of every expert, int64 [n_layers, n_experts]; the problem's are levels of them, by `borders`."""
+    borders: np.ndarray
+    """Ascending."""
+    transfer_cost: int
+    """Taken off the utility of those that are not resident, for their levels."""
     assignment: AssignmentProblem | None
     """The same for the per-expert form, the device first among the executors; None where thresholds are planned."""
     hint: np.ndarray | Hint | None
@@ -56,19 +67,36 @@ class PlanningTask:
             return self._assign(self.assignment, time_left)
         hint = self.hint if isinstance(self.hint, np.ndarray) else None
         found = plan_thresholds(self.problem, self.deadline_s, self.deterministic, hint)
-        return self._solved(found.thresholds, self.problem.utilities, found.status, found.gap, found.thresholds)
+        # Level k is reached at the k-th border; none lies above the last.
+        thresholds = np.append(self.borders, NOBODY)[np.minimum(found.thresholds - 1, len(self.borders))]
+        return self._solved(thresholds, self.utilities, found.status, found.gap, found.thresholds, thresholds)
 
     def _assign(self, problem: AssignmentProblem, time_left: Callable[[], float] | None) -> Solved:
         limit = StepLimit(STEP_LIMIT) if self.deterministic or time_left is None else time_left
         found = plan_assignment(problem, limit, self.hint if isinstance(self.hint, Hint) else None)
+        hot = found.device == 0
         # Hot experts above all cold ones; among either, utilities order transfers and evictions as ever.
-        utilities, hot = self.problem.utilities, found.device == 0
-        above = int(utilities.max()) + 1
-        thresholds = np.full(len(utilities), above)
-        return self._solved(thresholds, utilities + above * hot, found.status, found.gap, found.hint)
+        above = np.full(len(hot), NOBODY)
+        utilities = self.utilities + (NOBODY + self.transfer_cost) * hot
+        standing = self._reached_by(hot.sum(axis=1))
+        return self._solved(above, utilities, found.status, found.gap, found.hint, standing)
+
+    def _reached_by(self, counts: np.ndarray) -> np.ndarray:
+        """Thresholds that at most `counts` experts of each layer reach: the most useful ones, as all cost the same."""
+        net = np.where(self.problem.resident, self.utilities, np.maximum(self.utilities - self.transfer_cost, 0))
+        rows, descending = np.arange(len(counts)), -np.sort(-net, axis=1)
+        padded = np.pad(descending, ((0, 0), (1, 1)), constant_values=((0, 0), (NOBODY, 0)))
+        last, following = padded[rows, counts], padded[rows, counts + 1]
+        return np.maximum(np.where(last > following, last, last + 1), 1)
 
     def _solved(
-        self, thresholds: np.ndarray, utilities: np.ndarray, status: str, gap: float, hint: np.ndarray | Hint
+        self,
+        thresholds: np.ndarray,
+        utilities: np.ndarray,
+        status: str,
+        gap: float,
+        hint: np.ndarray | Hint,
+        standing: np.ndarray,
     ) -> Solved:
-        plan = Plan(self.epoch, thresholds, utilities, self.link_budget_bytes, status)
-        return Solved(plan, gap, int((plan.hot() & ~self.problem.resident).sum()), hint)
+        plan = Plan(self.epoch, thresholds, utilities, self.link_budget_bytes, status, self.transfer_cost)
+        return Solved(plan, gap, int((plan.wanted() & ~self.problem.resident).sum()), hint, standing)
