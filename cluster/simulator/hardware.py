@@ -129,7 +129,7 @@ class Remote(_Strict):
 
 
 class Planner(_Strict):
-    """What decisions beside the steps take, until they have arrived where they are followed."""
+    """What decisions beside the steps take; telling them takes a `remote.step`."""
 
     solve: Duration
     """A plan by the solver."""

@@ -116,6 +116,7 @@ def setting_of(case: Case, kind: type[OffloadPolicy], machine: Machine, trace: T
         learned=_learned(case.trace, case.most_tokens) if kind.learns else {},
         plan_s=machine.plan_s,
         refresh_s=machine.refresh_s,
+        tell_s=machine.remote_step_s,
         gate_accuracy=case.hardware.speculation.gate_accuracy.value,
     )
 

@@ -97,6 +97,7 @@ def setting(layers=3, n_experts=8, top_k=2, slots=6, gamma=4, profile=None, accu
         "learned": {},
         "plan_s": 4e-3,
         "refresh_s": 0.5e-3,
+        "tell_s": 0.125e-3,
         "gate_accuracy": accuracy,
     }
     return Setting(**values | changes)

@@ -52,8 +52,11 @@ class Setting:
     learned: Mapping[str, np.ndarray]
     """State of the estimator `best` after sequences not simulated, as a restart finds it; empty without any."""
     plan_s: float
-    """Until a plan is solved, and until utilities are renewed without one: what thinking takes."""
+    """Solving a plan."""
     refresh_s: float
+    """Renewing utilities without the solver."""
+    tell_s: float
+    """Until a decision made in another process arrives where it is followed."""
     gate_accuracy: float
     """Share of (token, slot) pairs that a prediction from an earlier layer's hidden state gets right."""
 

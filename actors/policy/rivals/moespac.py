@@ -138,11 +138,11 @@ class Moespac(OffloadPolicy):
             task = planner.task()
             solved, ready_s = task.solve(), now_s + setting.plan_s
             planner.adopt(task, solved, setting.plan_s, ready_s)
-            self._coming = _Coming(ready_s, solved.plan)
+            self._coming = _Coming(ready_s + setting.tell_s, solved.plan)
         elif planner.refresh_due(now_s):
             plan, ready_s = planner.refresh(), now_s + setting.refresh_s
             planner.refreshed(setting.refresh_s, ready_s)
-            self._coming = _Coming(ready_s, plan)
+            self._coming = _Coming(ready_s + setting.tell_s, plan)
 
     def _followed(self, now_s: float) -> Sequence[Wish] | None:
         """Prefetches of a plan that is ready now; None: none is."""
