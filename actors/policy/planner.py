@@ -16,6 +16,7 @@ from .assignment import Hint
 from .assignment_problem import AssignmentProblem, Executor
 from .balancer import ThresholdProblem
 from .cost import LINK, CostModel
+from .demand import DecayedDemand
 from .drift import drift
 from .estimator import UtilityEstimator, make_estimator
 from .levels import borders
@@ -33,8 +34,15 @@ DRIFT = 0.05
 """Share of the expected pairs that has moved to other experts when a new plan is worth its time."""
 
 
+LATELY = "lately"
+"""Part of what was learned: how often experts were used lately, whatever the estimator."""
 SAMPLES_PER_STEP = 4
 """Measurements of each actor that a step adds to the cost model; a deep model makes a hundred."""
+
+
+def _used(counts: np.ndarray, tokens: int) -> np.ndarray:
+    """P(at least one pair) of expected `counts` in a window, each of its tokens taken to choose independently."""
+    return 1.0 - (1.0 - np.minimum(counts / tokens, 1.0)) ** tokens
 
 
 def _thinned(samples: Sequence[CostSample]) -> list[CostSample]:
@@ -72,6 +80,7 @@ class Planner:
         """`estimator`: instead of the one that the settings name."""
         self._shape, self._slots, self._workers, self._settings = shape, slots, tuple(workers), settings
         self._estimator = estimator or make_estimator(settings.estimator, shape)
+        self._lately = DecayedDemand(shape)
         self._device = device
         self._costs = CostModel(shape.expert_bytes, device)
         self._resident = np.zeros((shape.n_layers, shape.n_experts), dtype=bool)
@@ -105,6 +114,7 @@ class Planner:
         `next_token`: id of the first token of the request's next window, where it is known. `draft_s`: of `step_s`.
         """
         self._estimator.observe(window)
+        self._lately.observe(window)
         self._draft = () if next_token is None else (next_token,)
         for sample in _thinned(samples):
             self._costs.observe(sample)
@@ -207,31 +217,33 @@ class Planner:
         return self._gate.recall
 
     def learned(self) -> dict[str, np.ndarray]:
-        """What the estimator would lose in a restart."""
-        return self._estimator.state()
+        """What would be lost in a restart; empty where the estimator keeps nothing."""
+        state = self._estimator.state()
+        return {**state, LATELY: self._lately.state()} if state else {}
 
     def take_up(self, state: Mapping[str, np.ndarray]) -> None:
         """Starts from what `learned` gave. Raises ValueError or KeyError when it is another model's."""
+        lately = DecayedDemand(self._shape)
+        if LATELY in state:
+            lately.restore(state[LATELY])
         self._estimator.restore(state)
+        self._lately = lately
 
     def _expected(self) -> np.ndarray:
         return self._estimator.expected_counts(max(1, round(self._step_tokens)), self._draft)
 
     def _outlook(self) -> Outlook:
         tokens = max(1, round(self._step_tokens))
+        forecast = _used(self._estimator.expected_counts(tokens), tokens)
         return Outlook(
-            coming=self._used(tokens, self._draft),
-            lasting=self._used(tokens, None),
+            coming=_used(self._estimator.expected_counts(tokens, self._draft), tokens),
+            # Windows to come are like the next one, and like those before: of two guesses, their mean.
+            lasting=(forecast + _used(self._lately.expected_counts(tokens), tokens)) / 2,
             held=self._resident,
             idle_s=self._draft_s,
             layer_s=(self._step_s - self._draft_s) / self._shape.n_layers,
             transfer_s=self._costs.predict(LINK, 1, 0),
         )
-
-    def _used(self, tokens: int, draft: tuple[int, ...] | None) -> np.ndarray:
-        """P(at least one pair of a window), each token taken to choose experts independently."""
-        counts = self._estimator.expected_counts(tokens, draft)
-        return 1.0 - (1.0 - np.minimum(counts / tokens, 1.0)) ** tokens
 
     def _transfers(self, paying: int) -> int:
         """Transfers that a plan may make; `paying`: those that gain something."""

@@ -51,11 +51,6 @@ class Outlook:
         """Transfers that may be over when each layer starts; float [n_layers]."""
         return (self.idle_s + np.arange(len(self.coming)) * self.layer_s) / self.transfer_s
 
-    @property
-    def transfers(self) -> int:
-        """Of one window."""
-        return int((self.idle_s + len(self.coming) * self.layer_s) / self.transfer_s)
-
 
 def value(outlook: Outlook) -> np.ndarray:
     """Uses that a place in a slot is expected to serve; float [n_layers, n_experts]."""
@@ -91,20 +86,21 @@ def exchanges(utilities: np.ndarray, held: np.ndarray, slots: int, cost: int) ->
 
 
 def _in_time(outlook: Outlook, values: np.ndarray) -> np.ndarray:
-    """Absent experts that a transfer started now can bring before their layers start; bool [n_layers, n_experts]."""
-    room, n_experts = outlook.until(), outlook.coming.shape[1]
-    # Of one layer no more than all that can be moved until it starts.
-    candidates = np.where(outlook.held | (outlook.coming <= 0.0), -1.0, values).ravel()
-    chosen = np.zeros(candidates.size, dtype=bool)
-    most = min(2 * (outlook.transfers + 1), candidates.size)
-    best = np.argpartition(-candidates, most - 1)[:most]
-    left = outlook.transfers
-    for flat in best[np.argsort(-candidates[best], kind="stable")].tolist():
-        if left == 0 or candidates[flat] <= 0.0:
-            break
-        layer = flat // n_experts
-        if room[layer:].min() >= 1.0:
-            room[layer:] -= 1.0
-            chosen[flat] = True
-            left -= 1
+    """Absent experts that a transfer started now can bring before their layers start; bool [n_layers, n_experts].
+
+    Those of greatest sum: unit jobs with deadlines, layer by layer, of which the best that fit are kept.
+    """
+    n_experts = values.shape[1]
+    candidates = np.where(outlook.held, 0.0, values)
+    kept_values, kept = np.zeros(0), np.zeros(0, dtype=np.int64)
+    for layer, room in enumerate((outlook.until() + 1e-9).astype(np.int64).tolist()):
+        if room < 1:
+            continue
+        kept_values = np.concatenate([kept_values, candidates[layer]])
+        kept = np.concatenate([kept, np.arange(layer * n_experts, (layer + 1) * n_experts)])
+        best = np.argsort(-kept_values, kind="stable")[:room]
+        best = best[kept_values[best] > 0.0]
+        kept_values, kept = kept_values[best], kept[best]
+    chosen = np.zeros(values.size, dtype=bool)
+    chosen[kept] = True
     return chosen.reshape(values.shape)

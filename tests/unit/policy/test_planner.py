@@ -186,7 +186,7 @@ def test_the_next_token_reaches_the_estimator(monkeypatch):
     made.task()
     made.observe(window(0, 3), [], (), step_s=0.02)
     made.task()
-    assert (5, (17,)) in asked and asked[-2:] == [(5, ()), (5, None)]
+    assert (5, (17,)) in asked and set(asked[-2:]) == {(5, ()), (5, None)}
 
 
 def test_a_planner_takes_up_what_another_has_learned():
