@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moespac.actors.core import CostSample, ExpertKey, ModelShape, RoutingWindow
-from moespac.actors.policy.planner import DRIFT, MAX_DUTY, Planner, PlannerSettings
+from moespac.actors.policy.planner import DRIFT, MAX_DUTY, REFRESH_DUTY, Planner, PlannerSettings
 from moespac.actors.policy.planning_task import Solved
 from moespac.actors.policy.prefetch_gate import PROBE_EVERY
 
@@ -89,6 +89,38 @@ def test_a_plan_is_due_after_enough_steps_if_demand_has_drifted():
         made.observe(window(5, 6), [], (), step_s=0.02)
     assert made.due(1e9), "other favourites"
     assert made.task().drift >= DRIFT
+
+
+def test_utilities_are_renewed_after_every_step_against_the_thresholds_that_stand():
+    made = planner(estimator="decayed")
+    observed(made, steps=30)
+    assert not made.refresh_due(0.0), "there are no thresholds yet"
+    plan = adopted(made, took_s=0.001, now_s=10.0).plan
+    assert not made.refresh_due(10.0), "no step has passed"
+    observed(made, steps=1)
+    assert made.refresh_due(10.0)
+    same = made.refresh()
+    assert same.epoch == plan.epoch + 1 and same.solver_status == plan.solver_status
+    assert (same.wanted() == plan.wanted()).all() and same.transfer_cost == plan.transfer_cost
+    assert not made.refresh_due(10.0)
+    made.refreshed(took_s=0.002, now_s=10.0)
+    made.observe(window(5, 6), [], (), step_s=0.02)
+    assert not made.refresh_due(10.0 + 0.002 / REFRESH_DUTY - 0.0021) and made.refresh_due(10.1)
+    moved = made.refresh()
+    assert (moved.utilities[:, [5, 6]] > same.utilities[:, [5, 6]]).all()
+    assert (moved.utilities[:, [0, 3]] < same.utilities[:, [0, 3]]).all()
+
+
+def test_thresholds_rise_and_fall_with_what_a_slot_is_worth():
+    made = planner(estimator="decayed")
+    observed(made, steps=30)
+    plan = adopted(made, took_s=0.001, now_s=10.0).plan
+    for _ in range(200):
+        made.observe(
+            RoutingWindow(1, np.ones((3, 8), int) * np.eye(8, dtype=int)[[0]] + np.eye(8, dtype=int)[[3]]), [], (), 0.02
+        )
+    later = made.refresh()
+    assert later.wanted()[:, [0, 3]].all() and later.thresholds.max() != plan.thresholds.max()
 
 
 def test_planning_keeps_to_its_share_of_the_time():
