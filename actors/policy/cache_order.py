@@ -62,6 +62,10 @@ class ExpertCache:
         """Resident and without a pin."""
         self._uses = 0
 
+    def __contains__(self, key: ExpertKey) -> bool:
+        """Whether `key` has a slot: it is resident or being filled."""
+        return key in self._slot
+
     def lookup(self, key: ExpertKey) -> int | None:
         """The slot of a resident expert; None if absent or still filling. Counts as no use."""
         slot = self._slot.get(key)

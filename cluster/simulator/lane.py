@@ -82,7 +82,7 @@ class Lane:
         self._refused = 0
 
     def holds(self, key: ExpertKey, cache: ExpertCache) -> bool:
-        return cache.lookup(key) is not None or cache.is_filling(key)
+        return key in cache
 
     def arriving(self, key: ExpertKey) -> float | None:
         """When the transfer under way brings `key`; None if it brings another."""

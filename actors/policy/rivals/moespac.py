@@ -46,7 +46,7 @@ class Moespac(OffloadPolicy):
     speculates = True
     learns = True
     separate_workers = True
-    forces_fetch = False
+    keeps_fetched = False
     form: PlanForm = "threshold"
 
     def __init__(self, setting: Setting) -> None:
