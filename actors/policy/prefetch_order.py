@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LATER = 2.0
-"""Windows after the coming one that a resident is expected to serve; 1 to 4 differ by less than 2 % in speed."""
+"""Windows after the coming one that a resident is expected to serve; 1 to 8 differ by less than 2 % in speed."""
 LEAST_GAIN = 0.1
 """Uses that an exchange must promise beyond what it costs: an estimate errs."""
 TRANSFER_COST = 0.5

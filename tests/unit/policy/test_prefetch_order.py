@@ -23,7 +23,7 @@ from moespac.actors.policy.prefetch_order import (
 
 LAYERS, EXPERTS = 4, 5
 SHAPE = (LAYERS, EXPERTS)
-shares = arrays(np.float64, SHAPE, elements=st.floats(0, 1))
+shares = arrays(np.float64, SHAPE, elements=st.integers(0, 16).map(lambda share: share / 16))
 outlooks = st.builds(
     Outlook,
     coming=shares,
