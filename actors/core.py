@@ -76,10 +76,16 @@ class Plan:
     """Bytes of transfers this plan may start."""
     solver_status: str
     """OPTIMAL or FEASIBLE of the solver, GREEDY of the fallback."""
+    transfer_cost: int = 0
+    """What a transfer must gain: an expert is exchanged only for one whose utility is less by more than that."""
 
     def hot(self) -> np.ndarray:
-        """bool [n_layers, n_experts]: experts the plan wants resident."""
+        """bool [n_layers, n_experts]: experts that are worth more than all others."""
         return self.utilities >= self.thresholds[:, None]
+
+    def wanted(self) -> np.ndarray:
+        """bool [n_layers, n_experts]: experts that are worth a transfer where they are not resident."""
+        return self.utilities - self.transfer_cost >= self.thresholds[:, None]
 
 
 @dataclass(frozen=True)

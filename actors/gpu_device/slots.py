@@ -19,7 +19,7 @@ import torch
 
 from ...errors import UserError
 from ..core import ExpertKey, ModelShape, Plan
-from ..policy.cache_order import ExpertCache, IntegrityError, worth
+from ..policy.cache_order import ExpertCache, IntegrityError, worth, worths
 from ..policy.cancellation import waiting, worth_finishing
 from ..prefetcher.source import ExpertSource
 from .link import Link, TransferLog
@@ -172,7 +172,7 @@ class ExpertSlots:
                 return False
             newer = self._plan is None or plan.epoch > self._plan.epoch
             self._plan = plan
-            self._cache.set_plan(lambda key: self._worth(key, plan.utilities[self._shape.row(key.layer), key.expert]))
+            self._cache.set_worths(self._shape.layer_ids, worths(plan.utilities, plan.thresholds))
             if newer and self._flights:
                 self._reconsider(plan)
             return True
@@ -205,7 +205,8 @@ class ExpertSlots:
                 return Filled(Outcome.STALE)
             if key in self._cache:
                 return Filled(Outcome.ALREADY_RESIDENT)
-            fill = self._cache.begin_fill(key, self._worth(key, utility))
+            cost = self._plan.transfer_cost if self._plan else 0
+            fill = self._cache.begin_fill(key, self._worth(key, utility), cost=cost)
             if fill is None:
                 return Filled(Outcome.NO_VICTIM)
             read_last = self._read_last.get(fill.slot)

@@ -27,10 +27,10 @@ def worth_finishing(remaining: float, utility: int, wanted: bool, waiting: Seque
 
 
 def waiting(plan: Plan, shape: ModelShape, held: Container[ExpertKey]) -> list[int]:
-    """Utilities of the copies that `plan` makes, descending: of its hot experts but for those in `held`, as far as its
+    """Utilities of the copies that `plan` makes, descending: of those it wants but for those in `held`, as far as its
     link budget goes.
     """
-    rows, experts = plan.hot().nonzero()
+    rows, experts = plan.wanted().nonzero()
     utilities = plan.utilities[rows, experts].tolist()
     missing = [
         utility

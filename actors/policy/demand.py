@@ -28,6 +28,16 @@ class DecayedDemand:
         keep = (1.0 - ALPHA) ** window.tokens
         self._per_token = keep * self._per_token + (1.0 - keep) * (window.counts / window.tokens)
 
+    def state(self) -> np.ndarray:
+        """What was learned: float64 [n_layers, n_experts]."""
+        return self._per_token.copy()
+
+    def restore(self, state: np.ndarray) -> None:
+        """Takes up what `state` gave. Raises ValueError when it is another model's."""
+        if np.shape(state) != self._per_token.shape:
+            raise ValueError(f"demand has shape {np.shape(state)}, not {self._per_token.shape}: discard it")
+        self._per_token = np.array(state, dtype=np.float64)
+
     def expected_counts(self, tokens: int) -> np.ndarray:
         """Expected (token, slot) pairs of a window of `tokens` tokens.
 

@@ -113,10 +113,11 @@ class Loader:
         with self._changed:
             self._expire()
             self._utilities = plan.utilities
-            self._cache.set_plan(self._utility)
-            # Stable: among equals in the order of spread(), evenly over layers.
-            absent = [key for key in self._order if self._cache.lookup(key) is None]
-            self._background = deque(sorted(absent, key=self._utility, reverse=True))
+            self._cache.set_worths(self._shape.layer_ids, plan.utilities)
+            # In the order of spread(), evenly over layers, among equals.
+            absent = np.flatnonzero(~self._cache.held(self._shape.layer_ids, self._shape.n_experts).T)
+            wanted = absent[np.argsort(-plan.utilities.T.ravel()[absent], kind="stable")]
+            self._background = deque(self._order[i] for i in wanted.tolist())
             self._changed.notify_all()
 
     def fetch(

@@ -1,7 +1,7 @@
-"""Feeding one device: which experts to send over its link next, and sending them, one at a time.
+"""Feeding one device: which experts to send over its link next, and sending them, so that the link need not wait.
 
 What the device holds is known from its own words (Describe, then the replies to Fill). Before the first plan, and after
-the device was replaced, its slots are filled evenly over the layers; from then on hot experts that it lacks are sent in
+the device was replaced, its slots are filled evenly over the layers; from then on what it lacks is sent in
 the order of their utility, within the plan's link budget. A newer plan replaces everything not yet under way; what is
 under way the device itself finishes, or cancels where the newer plan makes it not worth the time. What the device has
 no victim for is left until its residents or the plan change: each try may cost a read from disk.
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import grpc
 
@@ -23,7 +25,7 @@ from ..transport.endpoint import PeerUnknown
 from ..transport.keyed_backoff import KeyedBackoff
 from ..transport.messages import keys
 from ..transport.peers import Peers
-from .lease import ExpertsUnavailable
+from .lease import ExpertsUnavailable, Lease
 from .loader import Loader, spread
 from .store import StoreError
 
@@ -33,10 +35,22 @@ LOAD_TIMEOUT_S = 10.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.02, 1.0
 RETRY_ROUNDS = 30
 """Rounds of trying what is set aside, without any success, before it is left until a new plan."""
+FILLS = 3
+"""Calls under way at once: while one expert crosses the link, those for the next are on their way. A call takes longer
+than a transfer of 10 MB by PCIe."""
 PRELOAD_EPOCH = 0
 """Stands for "before any plan": a device that has followed a plan answers STALE and keeps what it has."""
 
 _Reply = pb.FillReply
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A call under way."""
+
+    transfer: Transfer
+    lease: Lease
+    call: grpc.Future
 
 
 class DeviceFeeder:
@@ -68,6 +82,7 @@ class DeviceFeeder:
         self._slots = 0
         self._preloaded = False
         self._bytes_sent = 0
+        self._sent: deque[_Sent] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"feed-{device}", daemon=True)
 
@@ -75,7 +90,7 @@ class DeviceFeeder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; a transfer under way is waited for, within its deadline."""
+        """Ends the thread; transfers under way are waited for, within their deadline."""
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
@@ -108,8 +123,12 @@ class DeviceFeeder:
                 self._meet()
             elif (transfer := self._next()) is not None:
                 self._send(transfer)
+            elif self._sent:
+                self._settle()
             else:
                 self._rest()
+        while self._sent:
+            self._settle()
 
     def _rest(self) -> None:
         """Nothing to send now: until a new plan, or, if something was set aside, until it is worth another try."""
@@ -133,13 +152,13 @@ class DeviceFeeder:
             self._plan_is_new = False
         if new and plan is not None:
             self._progress()
-            self._queue.replace(plan.epoch, self._hot(plan), plan.link_budget_bytes)
+            self._queue.replace(plan.epoch, self._wanted(plan), plan.link_budget_bytes)
         return self._queue.pop()
 
-    def _hot(self, plan: Plan) -> list[tuple[ExpertKey, int]]:
-        """Hot experts that the device lacks, with their utilities."""
+    def _wanted(self, plan: Plan) -> list[tuple[ExpertKey, int]]:
+        """Experts worth a transfer that the device lacks, with their utilities."""
         layers = self._shape.layer_ids
-        rows, experts = plan.hot().nonzero()
+        rows, experts = plan.wanted().nonzero()
         utilities = plan.utilities[rows, experts].tolist()
         wanted = [ExpertKey(layers[r], e) for r, e in zip(rows.tolist(), experts.tolist(), strict=True)]
         resident = self._resident or set()
@@ -167,7 +186,7 @@ class DeviceFeeder:
         self._resident, self._slots = set(keys(found.resident)), found.slots
         with self._wake:
             plan, self._plan_is_new = self._plan, False
-        hot = [] if plan is None else self._hot(plan)
+        hot = [] if plan is None else self._wanted(plan)
         asked = {key for key, _ in hot}
         free = max(0, self._slots - len(self._resident) - len(hot))
         others = [k for k in spread(self._shape) if k not in self._resident and k not in asked]
@@ -194,22 +213,35 @@ class DeviceFeeder:
             else:
                 self._queue.done(transfer, moved=False)
             return
+        request = pb.FillRequest(
+            expert=pb.ExpertRef(layer=key.layer, expert=key.expert),
+            plan_epoch=transfer.plan_epoch,
+            utility=transfer.utility,
+        )
         try:
-            stub = self._peers.stub(self._device, DeviceStub)
-            request = pb.FillRequest(
-                expert=pb.ExpertRef(layer=key.layer, expert=key.expert),
-                plan_epoch=transfer.plan_epoch,
-                utility=transfer.utility,
-            )
-            reply = stub.Fill(request, timeout=FILL_TIMEOUT_S)
-        except (grpc.RpcError, PeerUnknown, ValueError) as error:
+            call = self._peers.stub(self._device, DeviceStub).Fill.future(request, timeout=FILL_TIMEOUT_S)
+        except (PeerUnknown, ValueError) as error:
+            lease.release()
+            self._queue.done(transfer, moved=False)
+            self._lose(error)
+            return
+        self._sent.append(_Sent(transfer, lease, call))
+        if len(self._sent) == FILLS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Waits for the oldest call and takes note of what came of it."""
+        sent = self._sent.popleft()
+        try:
+            reply = sent.call.result()
+        except grpc.RpcError as error:
             # A call that was made may have copied before it failed.
-            self._queue.done(transfer, moved=isinstance(error, grpc.RpcError))
+            self._queue.done(sent.transfer)
             self._lose(error)
             return
         finally:
-            lease.release()
-        self._note(transfer, reply)
+            sent.lease.release()
+        self._note(sent.transfer, reply)
 
     def _note(self, transfer: Transfer, reply: pb.FillReply) -> None:
         assert self._resident is not None
@@ -244,6 +276,12 @@ class DeviceFeeder:
         if self._resident is not None or not isinstance(error, PeerUnknown):
             detail = error.details() if isinstance(error, grpc.RpcError) else error
             self._log(f"device {self._device} cannot be fed now: {detail}")
+        while self._sent:
+            # To the same device: what it held, with these, is asked anew when it is back.
+            other = self._sent.popleft()
+            other.call.exception()
+            other.lease.release()
+            self._queue.done(other.transfer)
         self._resident = None
         self._peers.lost(self._device)
         self._backoff.failed(self._device)

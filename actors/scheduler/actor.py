@@ -16,6 +16,7 @@ from ...protos.v1 import steps_pb2 as pb
 from ...protos.v1.generation_pb2_grpc import add_SchedulingServicer_to_server
 from ..cost_conditions import Conditions, conditions, endpoints_of
 from ..cost_file import CostFile
+from ..policy.planner import Planner, PlannerSettings
 from ..policy.turns import Turns
 from ..ray_context import listen_host, node_id
 from ..transport.async_peers import AsyncPeers
@@ -26,7 +27,6 @@ from ..transport.messages import shape_from_proto
 from .device_client import DeviceClient, DeviceLost
 from .learned import LearnedFile
 from .loop import LoopSettings, StepLoop
-from .planner import Planner, PlannerSettings
 from .planning import PlanDispatch
 from .prefetcher_client import PrefetcherClient
 from .service import SchedulingService

@@ -1,11 +1,14 @@
-"""Plans are made beside the steps, never in their way: a thread solves, the newest plan is sent when it is done."""
+"""Plans are made beside the steps, never in their way: a thread solves, the newest plan is sent when it is done, and
+between plans the utilities that every step changes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import grpc.aio
 import structlog
@@ -13,11 +16,11 @@ import structlog
 from ...protos.v1 import generation_pb2
 from ...protos.v1 import steps_pb2 as pb
 from ..core import ModelShape, Plan
+from ..policy.planner import Planner
+from ..policy.planning_task import PlanningTask, Solved
 from ..transport.messages import keys, plan_to_proto, sample_from_proto, window_from_proto
 from .device_client import DeviceClient, DeviceLost
 from .plan_totals import PlanTotals
-from .planner import Planner
-from .planning_task import PlanningTask, Solved
 from .prefetcher_client import PrefetcherClient
 
 log = structlog.get_logger()
@@ -53,12 +56,16 @@ class PlanDispatch:
             keys(reply.resident),
             timings.draft_s + timings.verify_s,
             reply.emitted[-1] if reply.emitted else None,
+            timings.draft_s,
         )
         if self._sent_to != self._receivers():
             self._planner.redo()
-        if (self._busy is None or self._busy.done()) and self._planner.due(time.monotonic()):
-            self._busy = asyncio.create_task(self._plan())
-            self._busy.add_done_callback(_log_failure)
+        if self._busy is None or self._busy.done():
+            now = time.monotonic()
+            if self._planner.due(now):
+                self._start(self._plan())
+            elif self._planner.refresh_due(now):
+                self._start(self._refresh())
         made, self._made = self._made, []
         return made
 
@@ -89,6 +96,18 @@ class PlanDispatch:
             self._busy.cancel()
         self._solver.shutdown(wait=False, cancel_futures=True)
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._busy = asyncio.create_task(work)
+        self._busy.add_done_callback(_log_failure)
+
+    async def _refresh(self) -> None:
+        """The plan that stands, with the utilities of now; begun when the next step is under way."""
+        started = time.monotonic()
+        plan = self._planner.refresh()
+        message = plan_to_proto(plan, self._shape)
+        self._planner.refreshed(time.monotonic() - started, time.monotonic())
+        await self._send(plan, message)
+
     async def _plan(self) -> None:
         started_ns, started = time.time_ns(), time.monotonic()
         task = self._planner.task()
@@ -112,7 +131,7 @@ class PlanDispatch:
             )
         )
         del self._spans[:-MAX_SPANS]
-        await self._send(solved.plan)
+        await self._send(solved.plan, plan_to_proto(solved.plan, self._shape))
 
     def _span_args(self, plan: generation_pb2.PlanInfo) -> dict[str, str]:
         recall = self._planner.prefetch_recall
@@ -127,9 +146,8 @@ class PlanDispatch:
             **{f"error {actor}": f"{error:.3f}" for actor, error in self._planner.prediction_errors().items()},
         }
 
-    async def _send(self, plan: Plan) -> None:
+    async def _send(self, plan: Plan, message: pb.Plan) -> None:
         """To the device first: it orders its evictions by the plan before the prefetcher's first transfer arrives."""
-        message = plan_to_proto(plan, self._shape)
         try:
             reply = await self._device.set_plan(message)
             if not reply.accepted:
@@ -159,7 +177,7 @@ def _described(task: PlanningTask, solved: Solved, took_s: float) -> generation_
         gap=solved.gap,
         seconds=took_s,
         drift=task.drift,
-        hot=int(solved.plan.hot().sum()),
+        hot=solved.hot,
         transfers_wanted=solved.transfers,
         transfers_allowed=task.problem.link_experts,
         link_budget_bytes=task.link_budget_bytes,

@@ -81,6 +81,7 @@ def plan_to_proto(plan: Plan, shape: ModelShape) -> pb.Plan:
         ],
         link_budget_bytes=plan.link_budget_bytes,
         solver_status=plan.solver_status,
+        transfer_cost=plan.transfer_cost,
     )
 
 
@@ -98,6 +99,7 @@ def plan_from_proto(message: pb.Plan, shape: ModelShape) -> Plan:
         utilities=np.array([entry.utilities for entry in message.layers]),
         link_budget_bytes=message.link_budget_bytes,
         solver_status=message.solver_status,
+        transfer_cost=message.transfer_cost,
     )
 
 

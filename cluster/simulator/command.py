@@ -22,7 +22,7 @@ HARDWARE = Path(__file__).resolve().parents[2] / "configs" / "hardware"
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
 """Where traces are looked for when none is named: beside the checkout."""
 TABLE_WIDTH = 110
-PAPER_TOKENS = 400
+PAPER_TOKENS = 1000
 """Replayed of each trace unless the user says otherwise."""
 PAPER_HARDWARE = HARDWARE / "rtx4090-qwen3-30b-a3b.yaml"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import numpy as np
 
@@ -65,15 +64,20 @@ class Engine:
         policy, tally, began, thought = self._policy, self.tally, self._now, time.perf_counter()
         window = self._drafting(sequence, at, policy.gamma(sequence.name, len(sequence.ids) - at))
         counts = window.counts(self._n_experts)
-        step = Step(tally.steps, window.tokens, window.token_ids[:1], sequence.name, self._cached, lambda: counts)
-        self._told(policy.begin(step))
+        self._lane.advance(began)
+        step = Step(
+            tally.steps, began, window.tokens, window.token_ids[:1], sequence.name, self._cached, lambda: counts
+        )
+        wishes = policy.begin(step)
+        self._revalue()
+        if wishes is not None:
+            self._lane.wish(wishes)
         tally.planning_s += time.perf_counter() - thought
         gamma = window.tokens - 1
         if gamma:
             self._now += gamma * self._draft_token_s
             tally.draft_s += self._now - began
             self._lane.advance(self._now)
-            self._told(policy.drafted(replace(step, token_ids=window.token_ids)))
         for row in range(len(self._keys)):
             self._layer(row, window, counts[row])
         self._now += self._machine.head_s
@@ -102,12 +106,10 @@ class Engine:
             accepted=window.accepted + 1,
         )
 
-    def _told(self, wishes) -> None:
+    def _revalue(self) -> None:
         if changed := self._policy.revalued():
-            self._pools.revalue(changed, self._policy.worth)
+            self._pools.revalue(changed)
             self._lane.readmit()
-        if wishes is not None:
-            self._lane.wish(wishes)
 
     def _layer(self, row: int, window: Window, counts: np.ndarray) -> None:
         machine, policy, tally, lane, keys = self._machine, self._policy, self.tally, self._lane, self._keys[row]
@@ -122,7 +124,7 @@ class Engine:
         residents = [e for e in pairs if keys[e] in pinned]
         misses = [e for e in pairs if keys[e] not in pinned]
         arriving = {e: at - started for e in misses if (at := lane.arriving(keys[e])) is not None}
-        at = Layer(row, pairs, residents, misses, arriving, lane.free_at() - started, self._cached,
+        at = Layer(row, started, pairs, residents, misses, arriving, lane.free_at() - started, self._cached,
                    lambda other: window.ids[:, other])  # fmt: skip
         thought = time.perf_counter()
         decision = policy.layer(at)
@@ -133,6 +135,7 @@ class Engine:
         tally.fetched += len(decision.fetch) - sum(e in arriving for e in decision.fetch)
         tally.on_cpu += len(decision.cpu) + len(decision.resident_on_cpu)
         fetched = [keys[e] for e in decision.fetch]
+        self._revalue()
         arrivals, slotted = lane.demand(started, fetched)
         if decision.wishes is not None:
             lane.wish(decision.wishes)
@@ -142,7 +145,7 @@ class Engine:
         pool.unpin([*pinned, *slotted])
         if policy.admits_late:
             lane.admit(fetched)
-        self._told(None)
+        self._revalue()
 
     def _compute(self, started: float, at: Layer, decision: Decision, arrivals: list[float]) -> None:
         """Moves the clock to the layer's end."""

@@ -128,6 +128,15 @@ class Remote(_Strict):
     """Round trip between scheduler and device, once a step."""
 
 
+class Planner(_Strict):
+    """What decisions beside the steps take; telling them takes a `remote.step`."""
+
+    solve: Duration
+    """A plan by the solver."""
+    refresh: Duration
+    """New utilities, after every step."""
+
+
 class Speculation(_Strict):
     acceptance: Share
     """Probability that a draft token stands, given that those before it do."""
@@ -146,6 +155,7 @@ class Hardware(_Strict):
     disk: Disk
     draft: Draft
     remote: Remote
+    planner: Planner
     speculation: Speculation
 
     def uncertain(self) -> dict[str, tuple[float, float]]:

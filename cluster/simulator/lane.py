@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ...actors.core import ExpertKey
@@ -22,15 +22,19 @@ class Pools:
         sizes = policy.pools()
         self._shared = ExpertCache(policy.setting.slots) if sizes is None else None
         self._own = [] if sizes is None else [ExpertCache(size) for size in sizes]
-        self._row_of = row_of
+        self._policy, self._row_of, self._layer_ids = policy, row_of, policy.setting.shape.layer_ids
 
     def of(self, key: ExpertKey) -> ExpertCache:
         return self._own[self._row_of[key.layer]] if self._shared is None else self._shared
 
-    def revalue(self, rows: Collection[int], worth: Callable[[ExpertKey], float]) -> None:
-        """Asks anew what experts of `rows` are worth."""
+    def revalue(self, rows: Collection[int]) -> None:
+        """Asks the policy anew what experts of `rows` are worth."""
+        worths = self._policy.worths()
         for pool in [self._shared] if self._shared is not None else [self._own[row] for row in rows]:
-            pool.set_plan(worth)
+            if worths is None:
+                pool.set_plan(self._policy.worth)
+            else:
+                pool.set_worths(self._layer_ids, worths)
 
     def all(self) -> list[ExpertCache]:
         return self._own if self._shared is None else [self._shared]
@@ -78,7 +82,7 @@ class Lane:
         self._refused = 0
 
     def holds(self, key: ExpertKey, cache: ExpertCache) -> bool:
-        return cache.lookup(key) is not None or cache.is_filling(key)
+        return key in cache
 
     def arriving(self, key: ExpertKey) -> float | None:
         """When the transfer under way brings `key`; None if it brings another."""
@@ -145,7 +149,7 @@ class Lane:
             cache = self._pools.of(transfer.key)
             if self.holds(transfer.key, cache):
                 self._queue.done(transfer, moved=False)
-            elif self._fill(transfer.key, cache, self._policy.forces_prefetch):
+            elif self._fill(transfer.key, cache, self._policy.forces_prefetch, self._policy.transfer_cost()):
                 start = max(self.clock, self._host.ready_at(self.clock, transfer.key))
                 self._count()
                 self._flight = _Flight(transfer.key, start + self._transfer_s, transfer)
@@ -161,8 +165,8 @@ class Lane:
         self._pools.of(flight.key).commit(flight.key)
         self._unproven.add(flight.key)
 
-    def _fill(self, key: ExpertKey, cache: ExpertCache, forced: bool) -> bool:
-        fill = cache.begin_fill(key, self._policy.worth(key), forced=forced)
+    def _fill(self, key: ExpertKey, cache: ExpertCache, forced: bool, cost: float = 0) -> bool:
+        fill = cache.begin_fill(key, self._policy.worth(key), forced=forced, cost=cost)
         if fill is None:
             return False
         if fill.evicted in self._unproven:

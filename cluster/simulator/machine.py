@@ -30,6 +30,8 @@ class Machine:
     host_experts: int
     remote_call_s: float
     remote_step_s: float
+    plan_s: float
+    refresh_s: float
 
     def transfer_s(self, pageable: bool) -> float:
         """One expert's time on the link."""
@@ -65,6 +67,8 @@ def machine_of(hardware: Hardware) -> Machine:
         host_experts=int(hardware.disk.host_memory.value // size),
         remote_call_s=hardware.remote.call.value,
         remote_step_s=hardware.remote.step.value,
+        plan_s=hardware.planner.solve.value,
+        refresh_s=hardware.planner.refresh.value,
     )
 
 

@@ -60,7 +60,7 @@ def without_irrelevant(case: Case, nominal: Hardware) -> Case:
     if not kind.pageable:
         unmet.add("link.pageable_bandwidth")
     if not kind.separate_workers:
-        unmet |= {"remote.call", "remote.step"}
+        unmet |= {"remote.call", "remote.step", "planner.solve", "planner.refresh"}
     hardware = case.hardware
     for name in unmet:
         hardware = hardware.with_value(name, nominal.value(name))
@@ -114,6 +114,9 @@ def setting_of(case: Case, kind: type[OffloadPolicy], machine: Machine, trace: T
         gamma=case.gamma,
         profile=_profile(case.trace, case.most_tokens),
         learned=_learned(case.trace, case.most_tokens) if kind.learns else {},
+        plan_s=machine.plan_s,
+        refresh_s=machine.refresh_s,
+        tell_s=machine.remote_step_s,
         gate_accuracy=case.hardware.speculation.gate_accuracy.value,
     )
 

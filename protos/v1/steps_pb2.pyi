@@ -321,16 +321,18 @@ class CloseReply(_message.Message):
     def __init__(self) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("epoch", "layers", "link_budget_bytes", "solver_status")
+    __slots__ = ("epoch", "layers", "link_budget_bytes", "solver_status", "transfer_cost")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     LINK_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     SOLVER_STATUS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_COST_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     layers: _containers.RepeatedCompositeFieldContainer[LayerPlan]
     link_budget_bytes: int
     solver_status: str
-    def __init__(self, epoch: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerPlan, _Mapping]]] = ..., link_budget_bytes: _Optional[int] = ..., solver_status: _Optional[str] = ...) -> None: ...
+    transfer_cost: int
+    def __init__(self, epoch: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerPlan, _Mapping]]] = ..., link_budget_bytes: _Optional[int] = ..., solver_status: _Optional[str] = ..., transfer_cost: _Optional[int] = ...) -> None: ...
 
 class LayerPlan(_message.Message):
     __slots__ = ("layer", "threshold", "utilities")

@@ -16,13 +16,14 @@ from instances import EXPERT_BYTES, TOP_K, demand
 
 from moespac.actors.core import CostSample, ExpertKey, ModelShape, RoutingWindow
 from moespac.actors.policy.cost import LINK
-from moespac.actors.scheduler.planner import Planner, PlannerSettings
+from moespac.actors.policy.planner import Planner, PlannerSettings
 
 SHAPE = ModelShape(tuple(range(48)), 128, TOP_K, 2048, 768, EXPERT_BYTES)
 SLOTS, GAMMA, ACCEPTED = 1024, 8, 5
 """Of the paper; tokens a step adds at an acceptance of 0.8, rounded up: (1 − 0.8⁹) / 0.2 = 4.3."""
 DEVICE_S, CPU_S, LINK_S = EXPERT_BYTES / 0.8 / 1008e9, EXPERT_BYTES / 60e9, EXPERT_BYTES / 25e9
-OTHER_S = 8 * 4.0e9 / 0.8 / 1008e9 + 48 * 100e-6
+DRAFT_S = GAMMA * 4.0e9 / 0.8 / 1008e9
+OTHER_S = DRAFT_S + 48 * 100e-6
 """A step's draft, and what the trunk takes."""
 PAIR_SHARE = 0.1
 """Of an expert's time on the processor for each further pair."""
@@ -97,7 +98,7 @@ def _hour(form: str, seconds: int, progress: Callable[[Iterable, str], Iterable]
             now += step_s
             steps += 1
             box.transfer(step_s)
-            planner.observe(window, samples, box.keys(), step_s)
+            planner.observe(window, samples, box.keys(), step_s, draft_s=DRAFT_S)
             began = time.perf_counter()
             if planner.due(now):
                 task = planner.task()
@@ -105,7 +106,12 @@ def _hour(form: str, seconds: int, progress: Callable[[Iterable, str], Iterable]
                 solved = task.solve(lambda ends=ends: ends - time.perf_counter())
                 took.append(time.perf_counter() - began)
                 planner.adopt(task, solved, took[-1], now + took[-1])
-                box.take(solved.plan.hot(), solved.plan.utilities, task.problem.link_experts)
+                box.take(solved.plan.wanted(), solved.plan.utilities, task.problem.link_experts)
+            elif planner.refresh_due(now):
+                plan = planner.refresh()
+                spent = time.perf_counter() - began
+                planner.refreshed(spent, now + spent)
+                box.take(plan.wanted(), plan.utilities, plan.link_budget_bytes // EXPERT_BYTES)
             planning += time.perf_counter() - began
     return {
         f"plan_duty_{form}": round(planning / now, 5),

@@ -117,7 +117,7 @@ def test_what_was_decided_is_in_the_status_and_in_the_metrics(service, client):
     assert metrics["moespac_ttft_seconds_count"] > 0 and metrics["moespac_plan_seconds_count"] > 0
     assert sum(v for name, v in metrics.items() if name.startswith("moespac_steps_total{")) == work.steps
     assert metrics['moespac_cost_prediction_error{actor="cpu-0"}'] > 0
-    assert 0 < metrics["moespac_resident_experts"] <= metrics["moespac_expert_slots"] == 64
+    assert 0 < metrics["moespac_resident_experts"] <= metrics["moespac_expert_slots"] == 64 - 4  # of staging
 
 
 def test_a_seed_gives_the_same_text_for_every_gamma(client):

@@ -30,6 +30,7 @@ class ScriptedDevice(steps_pb2_grpc.DeviceServicer):
         self.closed: list[str] = []
         self.steps: list[tuple[str, float]] = []
         """(request id, seconds that the call had left)."""
+        self.plans: list[pb.Plan] = []
         self.sessions: dict[str, int] = {}
         self._logprobs: set[str] = set()
         self._server: ActorServer | None = None
@@ -101,4 +102,5 @@ class ScriptedDevice(steps_pb2_grpc.DeviceServicer):
         return pb.CloseReply()
 
     def SetPlan(self, request, context):
+        self.plans.append(request)
         return pb.PlanReply(accepted=True, epoch_held=request.epoch)

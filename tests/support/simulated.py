@@ -26,6 +26,7 @@ ROUND = {
     "disk": {"bandwidth": "100MB/s", "host_memory": "1GB"},
     "draft": {"token_bytes": "0B", "token_overhead": "10ms"},
     "remote": {"call": "0.25ms", "step": "0.125ms"},
+    "planner": {"solve": "4ms", "refresh": "0.5ms"},
     "speculation": {"acceptance": 0.5, "gate_accuracy": 1.0},
 }
 """An expert takes 1 ms on the device, 2 ms on the CPU (and 0.5 ms a layer), 4 ms over the link; a trunk layer 1 ms."""
@@ -94,6 +95,9 @@ def setting(layers=3, n_experts=8, top_k=2, slots=6, gamma=4, profile=None, accu
         "gamma": gamma,
         "profile": np.zeros((layers, n_experts), dtype=int) if profile is None else np.asarray(profile),
         "learned": {},
+        "plan_s": 4e-3,
+        "refresh_s": 0.5e-3,
+        "tell_s": 0.125e-3,
         "gate_accuracy": accuracy,
     }
     return Setting(**values | changes)
@@ -103,9 +107,17 @@ def layer(row: int, pairs: dict[int, int], residents=(), ahead: dict[int, list[l
     """A router has spoken; `ahead`: row → routing of later layers; `cached`: keys in slots."""
     misses = [e for e in pairs if e not in residents]
     return Layer(
-        row, pairs, list(residents), misses, {}, 0.0, lambda key: key in cached, lambda r: np.array((ahead or {})[r])
+        row,
+        0.0,
+        pairs,
+        list(residents),
+        misses,
+        {},
+        0.0,
+        lambda key: key in cached,
+        lambda r: np.array((ahead or {})[r]),
     )
 
 
 def step(counts: np.ndarray, tokens: int, index: int = 0, cached=(), request: str = "r") -> Step:
-    return Step(index, tokens, (), request, lambda key: key in cached, lambda: np.asarray(counts))
+    return Step(index, 0.0, tokens, (), request, lambda key: key in cached, lambda: np.asarray(counts))

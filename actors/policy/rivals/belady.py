@@ -53,6 +53,11 @@ class BeladyDemand(OffloadPolicy):
         window = int(self._next[self._index + (row <= self._row), row, key.expert])
         return -(window * len(self._rows) + row)
 
+    def worths(self) -> np.ndarray | None:
+        rows = np.arange(len(self._rows))[:, None]
+        following = np.where(rows <= self._row, self._next[self._index + 1], self._next[self._index])
+        return -(following * len(self._rows) + rows)
+
     def end(self, window: RoutingWindow, accepted: int, seconds: float) -> None:
         self._index += 1
 

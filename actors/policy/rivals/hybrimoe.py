@@ -30,6 +30,9 @@ class _PerLayerScores(OffloadPolicy):
     def worth(self, key: ExpertKey) -> float:
         return self._score[self._rows[key.layer], key.expert]
 
+    def worths(self) -> np.ndarray | None:
+        return self._score
+
 
 class HybriMoe(_PerLayerScores):
     """Scores S ← α·TopP(router) + (1 − α)·S; the gain of a prefetch is simulated for the next three layers.

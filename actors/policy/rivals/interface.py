@@ -51,6 +51,12 @@ class Setting:
     """Pairs of each expert in sequences not simulated; int [n_layers, n_experts]; zeros where there are none."""
     learned: Mapping[str, np.ndarray]
     """State of the estimator `best` after sequences not simulated, as a restart finds it; empty without any."""
+    plan_s: float
+    """Solving a plan."""
+    refresh_s: float
+    """Renewing utilities without the solver."""
+    tell_s: float
+    """Until a decision made in another process arrives where it is followed."""
     gate_accuracy: float
     """Share of (token, slot) pairs that a prediction from an earlier layer's hidden state gets right."""
 
@@ -60,10 +66,12 @@ class Step:
     """A verification about to happen."""
 
     index: int
+    now_s: float
+    """On the simulated clock."""
     tokens: int
     """W = γ+1."""
     token_ids: tuple[int, ...]
-    """Of the window as far as they are known: the first before drafting, all W after it; empty without strings."""
+    """Of the window as far as they are known before drafting: the first; empty without strings."""
     request: str
     cached: Callable[[ExpertKey], bool]
     """Whether an expert is in a slot or on its way into one."""
@@ -76,6 +84,8 @@ class Layer:
     """A layer whose router has just spoken."""
 
     row: int
+    now_s: float
+    """On the simulated clock."""
     pairs: Mapping[int, int]
     """Active expert → (token, slot) pairs; ascending experts."""
     residents: Sequence[int]
@@ -161,16 +171,20 @@ class OffloadPolicy:
         """Before drafting; wishes as in `Decision`."""
         return None
 
-    def drafted(self, step: Step) -> Sequence[Wish] | None:
-        """The draft's tokens are known; wishes as in `Decision`."""
-        return None
-
     def layer(self, at: Layer) -> Decision:
         """A router has spoken."""
         return Decision(fetch=at.misses)
 
     def worth(self, key: ExpertKey) -> float:
         """Who is worth least is evicted first; among equals the least recently used."""
+        return 0
+
+    def worths(self) -> np.ndarray | None:
+        """`worth` of every expert, [n_layers, n_experts], where the policy keeps it so; None: ask one by one."""
+        return None
+
+    def transfer_cost(self) -> float:
+        """What a prefetched expert must be worth more than whom it evicts; `worth`'s unit."""
         return 0
 
     def revalued(self) -> Collection[int]:

@@ -101,6 +101,9 @@ class MoeSpeq(OffloadPolicy):
     def worth(self, key: ExpertKey) -> float:
         return self._wanted[self._rows[key.layer], key.expert]
 
+    def worths(self) -> np.ndarray | None:
+        return self._wanted
+
     def end(self, window: RoutingWindow, accepted: int, seconds: float) -> None:
         self._old = 0.5 * self._old + window.counts
         one = self._misses / window.tokens**self.GROWTH

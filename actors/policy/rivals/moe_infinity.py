@@ -44,6 +44,9 @@ class MoeInfinity(OffloadPolicy):
     def worth(self, key: ExpertKey) -> float:
         return self._value[self._rows[key.layer], key.expert]
 
+    def worths(self) -> np.ndarray | None:
+        return self._value
+
     def end(self, window: RoutingWindow, accepted: int, seconds: float) -> None:
         self._seen = self._seen + window.counts
 

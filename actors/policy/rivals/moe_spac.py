@@ -11,7 +11,7 @@ from ...core import ExpertKey, RoutingWindow
 from ..as_described import transition as described_transition
 from ..as_released import transition as released_transition
 from ..balancer import ThresholdProblem, plan_thresholds
-from ..cache_order import worth
+from ..cache_order import worth, worths
 from ..cost import Costs
 from ..demand import DecayedDemand
 from .interface import Decision, Layer, OffloadPolicy, Setting, Step, Wish
@@ -62,6 +62,9 @@ class MoeSpacReleased(_Utilities):
         # A victim must score below k; among those that do, it is all one.
         return int(self._utilities[self._rows[key.layer], key.expert] >= 1)
 
+    def worths(self) -> np.ndarray | None:
+        return self._utilities >= 1
+
     def _transition(self, utilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
         return released_transition(utilities, counts)
 
@@ -91,6 +94,9 @@ class MoeSpacDescribed(_Utilities):
     def worth(self, key: ExpertKey) -> float:
         row = self._rows[key.layer]
         return worth(int(self._utilities[row, key.expert]), int(self._thresholds[row]))
+
+    def worths(self) -> np.ndarray | None:
+        return worths(self._utilities, self._thresholds)
 
     def moved(self, key: ExpertKey, evicted: ExpertKey | None) -> None:
         self._resident[self._rows[key.layer], key.expert] = True

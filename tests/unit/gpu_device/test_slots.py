@@ -125,6 +125,14 @@ def test_a_plan_changes_what_residents_are_worth(host):
     assert slots.fill(host.source(), ExpertKey(0, 2), 3, 1).evicted == (ExpertKey(0, 0),)
 
 
+def test_an_exchange_must_gain_what_the_plan_says_a_transfer_costs(host):
+    slots = _slots(1)
+    slots.fill(host.source(), ExpertKey(0, 0), 0, 0)
+    slots.set_plan(replace(_plan(1, [[3, 5, 6, 0]] * 2), transfer_cost=2))
+    assert slots.fill(host.source(), ExpertKey(0, 1), 5, 1).outcome is Outcome.NO_VICTIM
+    assert slots.fill(host.source(), ExpertKey(0, 2), 6, 1).outcome is Outcome.FILLED
+
+
 def test_a_cold_resident_leaves_for_a_hot_expert_of_lower_utility(host):
     slots, cold, hot = _slots(1), ExpertKey(0, 0), ExpertKey(1, 0)
     slots.fill(host.source(), cold, 0, 0)

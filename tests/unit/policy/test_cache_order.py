@@ -1,12 +1,13 @@
 """Slots: who lies where, who leaves for whom."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from moespac.actors.core import ExpertKey
-from moespac.actors.policy.cache_order import ExpertCache, Fill, IntegrityError, worth
+from moespac.actors.policy.cache_order import ExpertCache, Fill, IntegrityError, worth, worths
 from moespac.actors.policy.transfer_order import TransferQueue
 
 A, B, C, D = (ExpertKey(0, expert) for expert in range(4))
@@ -107,9 +108,11 @@ def test_eviction_is_the_reverse_of_prefetch():
 
 def test_hot_is_worth_more_than_cold_whatever_the_utilities():
     ascending = [(0, 2**32 - 1), (2**32 - 2, 2**32 - 1), (0, 0), (1, 1), (2, 1), (2**32 - 1, 5)]
-    worths = [worth(utility, threshold) for utility, threshold in ascending]
-    assert worths == sorted(set(worths))
+    expected = [worth(utility, threshold) for utility, threshold in ascending]
+    assert expected == sorted(set(expected))
     assert worth(2, 3) < 0 <= worth(1, 1)
+    utilities, thresholds = zip(*ascending, strict=True)
+    assert worths(np.array(utilities)[:, None], np.array(thresholds))[:, 0].tolist() == expected
 
 
 def test_misuse_is_refused():
@@ -154,10 +157,12 @@ def test_expendable_slots_are_those_taken_before_the_newcomers(utilities, utilit
     ("damage", "says"),
     [
         (lambda cache: cache._free.append(0), "slots"),
-        (lambda cache: cache._entries.pop(A), "slots"),
-        (lambda cache: setattr(cache._entries[B], "pins", 1), "1 pins while filling"),
-        (lambda cache: setattr(cache._entries[A], "pins", -1), "-1 pins"),
-        (lambda cache: setattr(cache._entries[A], "last_use", 99), "last used at 99"),
+        (lambda cache: cache._slot.pop(A), "slots"),
+        (lambda cache: cache._slot.update({A: 1, B: 0}), "said to be in slot 1"),
+        (lambda cache: cache._pins.__setitem__(1, 1), "1 pins while filling"),
+        (lambda cache: cache._pins.__setitem__(0, -1), "-1 pins"),
+        (lambda cache: cache._evictable.__setitem__(0, False), "counts as not evictable"),
+        (lambda cache: cache._last_use.__setitem__(0, 99), "last used at 99"),
     ],
 )
 def test_integrity_check_finds_damage(damage, says):
@@ -236,6 +241,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.set_plan(plan)
         self.utility = {key: plan.get(key, 0) for key in self.utility}
 
+    @rule(plan=st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=3, max_size=3))
+    def set_worths(self, plan):
+        self.cache.set_worths((0, 1, 2), np.array(plan))
+        self.utility = {key: plan[key.layer][key.expert] for key in self.utility}
+
     @rule(key=keys)
     def evict(self, key):
         if key in self.resident and key not in self.pins:
@@ -249,6 +259,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.cache.check_integrity()
         residents = self.cache.residents()
         assert sorted(residents) == sorted(self.resident)
+        held = [ExpertKey(*place) for place in np.argwhere(self.cache.held((0, 1, 2), 4)).tolist()]
+        assert held == sorted([*self.resident, *self.filling])
         assert [self.utility[key] for key in residents] == sorted(self.utility[key] for key in residents)
         assert all(self.cache.lookup(key) == slot for key, slot in self.resident.items())
         placed = {*self.resident, *self.filling}

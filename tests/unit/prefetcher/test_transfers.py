@@ -14,6 +14,45 @@ from moespac.actors.prefetcher.loader import spread
 from moespac.actors.transport.messages import plan_to_proto
 
 
+@pytest.fixture(autouse=True)
+def one_call_at_a_time(monkeypatch):
+    """So that what a device notes down has an order."""
+    monkeypatch.setattr(transfers, "FILLS", 1)
+
+
+def test_the_next_call_is_under_way_while_one_waits_for_the_link(rig, store, payloads, monkeypatch):
+    monkeypatch.setattr(transfers, "FILLS", 2)
+    together = threading.Barrier(2)
+
+    class InPairs(MemoryLink):
+        def move(self, block, slot, read_last, wanted):
+            together.wait(10)
+            return super().move(block, slot, read_last, wanted)
+
+    running = rig().serve()
+    device = running.with_device(slots=6, link=InPairs())
+    until(lambda: running.feeder.preloaded)
+    assert device.content() == {key: payloads[key] for key in spread(store.shape)[:6]}
+    running.loader.check_integrity()
+
+
+def test_a_device_lost_with_two_calls_under_way_is_filled_when_it_is_back(rig, store, payloads, monkeypatch):
+    monkeypatch.setattr(transfers, "FILLS", 2)
+    running = rig().serve()
+    device, failures = running.with_device(slots=6, feed=False), iter((1, 1))
+
+    def lose_two(context):
+        if next(failures, None):
+            context.abort(CODE.UNAVAILABLE, "gone")
+
+    device.filled = lose_two
+    running.feeder.start()
+    until(lambda: len(device.slots.residents()) == 6)
+    assert device.content() == {key: payloads[key] for key in device.slots.residents()}
+    until(lambda: not running.feeder._sent)
+    running.loader.check_integrity()
+
+
 def test_slots_are_preloaded_evenly_over_the_layers(rig, store, payloads):
     running = rig().serve()
     device = running.with_device(slots=7)

@@ -12,10 +12,10 @@ import grpc
 import pytest
 from scripted_device import ScriptedDevice
 
+from moespac.actors.policy.planner import Planner, PlannerSettings
 from moespac.actors.policy.turns import Turns
 from moespac.actors.scheduler.device_client import DeviceClient
 from moespac.actors.scheduler.loop import MAX_STALLS, LoopSettings, StepLoop
-from moespac.actors.scheduler.planner import Planner, PlannerSettings
 from moespac.actors.scheduler.planning import PlanDispatch
 from moespac.actors.scheduler.prefetcher_client import PrefetcherClient
 from moespac.actors.scheduler.request import Failure, Request
@@ -107,6 +107,18 @@ def test_requests_take_turns_and_end_with_statistics(device):
         assert {request.scheduler for request in device.opened} == {INCARNATION}
 
     asyncio.run(run())
+
+
+def test_plans_are_renewed_between_solutions(device):
+    async def scenario():
+        async with running(device) as loop:
+            await outcome(submitted(loop, "a", max_tokens=40))
+
+    device.on_step = lambda request, context: time.sleep(0.02)
+    asyncio.run(scenario())
+    epochs, solved = [plan.epoch for plan in device.plans], 40 // 2 // 2
+    assert epochs == sorted(set(epochs)) and len(epochs) > solved, "more than a plan every second step"
+    assert all(plan.solver_status and plan.transfer_cost for plan in device.plans)
 
 
 def test_a_device_killed_in_the_middle_changes_no_token(device):

@@ -1,5 +1,7 @@
 """Policies that share experts out, look ahead, or follow MoE-SpAc: what defines each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,11 +9,12 @@ from hypothesis import strategies as st
 from simulated import layer, setting, step
 
 from moespac.actors.core import ExpertKey, RoutingWindow
+from moespac.actors.policy.prefetch_order import UNIT
 from moespac.actors.policy.rivals.belady import BeladyDemand
 from moespac.actors.policy.rivals.hybrimoe import Dali, HybriMoe
 from moespac.actors.policy.rivals.lookahead import MoeSpeq, SpMoe
 from moespac.actors.policy.rivals.moe_spac import MoeSpacDescribed, MoeSpacReleased
-from moespac.actors.policy.rivals.moespac import Clairvoyant, Moespac
+from moespac.actors.policy.rivals.moespac import REPLAN_EVERY, Clairvoyant, Moespac
 from moespac.actors.policy.rivals.prediction import GatePredictor, perturbed
 from moespac.actors.policy.rivals.two_ended import by_difference, two_ended
 
@@ -119,15 +122,36 @@ def test_an_impossible_accuracy_is_refused():
         GatePredictor(4, 1.2)
 
 
-def test_own_policy_moves_what_will_be_used_in_the_order_it_is_due():
-    policy = Clairvoyant(setting(layers=3, n_experts=8, slots=6))
-    counts = np.zeros((3, 8), dtype=int)
-    counts[0, 3] = counts[1, 4] = counts[2, 5] = counts[2, 6] = 1
-    wishes = policy.begin(step(counts, 5))
-    keys = [key for key, _ in sorted(wishes, key=lambda wish: -wish[1])]
-    assert set(keys) >= {ExpertKey(1, 4), ExpertKey(2, 5), ExpertKey(2, 6)}
-    assert keys.index(ExpertKey(1, 4)) < keys.index(ExpertKey(2, 5))
-    assert policy.worth(ExpertKey(1, 4)) > policy.worth(ExpertKey(1, 0))
+def test_own_policy_follows_a_plan_when_it_is_ready_and_then_utilities_after_every_step():
+    told = setting(layers=3, n_experts=8, slots=6, plan_s=40e-3, refresh_s=5e-3, tell_s=5e-3)
+    policy = Clairvoyant(told)
+    for key in policy.initial():
+        policy.moved(key, None)
+    usual, changed = np.zeros((3, 8), dtype=int), np.zeros((3, 8), dtype=int)
+    usual[:, [4, 5]] = changed[:, [6, 7]] = 5
+    now = 0.0
+
+    def begun(counts):
+        return policy.begin(replace(step(counts, 5), now_s=now))
+
+    def at(row, now_s):
+        return policy.layer(replace(layer(row, {4: 5, 5: 5}), now_s=now_s))
+
+    for _ in range(REPLAN_EVERY):
+        assert begun(usual) is None, "nothing is planned yet"
+        policy.end(RoutingWindow(5, usual), 4, 0.1)
+        now += 0.1
+    assert begun(usual) is None and at(0, now + 0.044).wishes is None, "the plan is still being made"
+    wishes = at(1, now + 0.046).wishes
+    assert {key.expert for key, _ in wishes} <= {4, 5} and ExpertKey(2, 4) in [key for key, _ in wishes]
+    assert policy.worth(ExpertKey(2, 4)) > policy.worth(ExpertKey(2, 0)) + policy.transfer_cost()
+    policy.end(RoutingWindow(5, usual), 4, 0.1)
+    now += 0.1
+    before = policy.worths()
+    assert begun(changed) is None and at(0, now + 0.009).wishes is None
+    assert (policy.worths() == before).all()
+    assert at(1, now + 0.011).wishes is not None, "after one step"
+    assert policy.worth(ExpertKey(2, 6)) >= before[2, 6] + 0.9 * UNIT, "what the coming window wants"
 
 
 @pytest.mark.parametrize(("rate", "drafted"), [(0.95, range(4, 17)), (0.1, range(1))])

@@ -1,4 +1,8 @@
-"""From routing windows to plans: what is known, when a new plan is due, and the plan itself. No clock, no gRPC."""
+"""From routing windows to plans: what is known, when a new plan is due, and the plan itself. No clock, no gRPC.
+
+The solver says from which utility on an expert of a layer is hot; it is asked anew when demand has drifted. Utilities
+are renewed after every step, against the thresholds that stand: that takes a millisecond.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,38 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import CostSample, ExpertKey, ModelShape, RoutingWindow
-from ..policy.assignment import Hint
-from ..policy.assignment_problem import AssignmentProblem, Executor
-from ..policy.balancer import ThresholdProblem
-from ..policy.cost import LINK, CostModel
-from ..policy.drift import drift
-from ..policy.estimator import make_estimator
-from ..policy.prefetch_gate import PrefetchGate
-from .planning_task import PlanForm, PlanningTask, Solved
+from ..core import CostSample, ExpertKey, ModelShape, Plan, RoutingWindow
+from .assignment import Hint
+from .assignment_problem import AssignmentProblem, Executor
+from .balancer import ThresholdProblem
+from .cost import LINK, CostModel
+from .demand import DecayedDemand
+from .drift import drift
+from .estimator import UtilityEstimator, make_estimator
+from .levels import borders
+from .planning_task import NOBODY, PlanForm, PlanningTask, Solved
+from .prefetch_gate import PrefetchGate
+from .prefetch_order import LATER, Outlook, as_utilities, exchanges, price, transfer_cost, value
 
 MAX_DUTY = 0.05
 """Largest share of one core's time that planning takes."""
 STEP_SMOOTHING = 0.2
 """Weight of the newest step in the means of its time and of its tokens."""
+REFRESH_DUTY = 0.1
+"""Largest share of one core's time that renewing utilities takes: of every step of ten times what it takes."""
 DRIFT = 0.05
 """Share of the expected pairs that has moved to other experts when a new plan is worth its time."""
 
 
+LATELY = "lately"
+"""Part of what was learned: how often experts were used lately, whatever the estimator."""
 SAMPLES_PER_STEP = 4
 """Measurements of each actor that a step adds to the cost model; a deep model makes a hundred."""
+
+
+def _used(counts: np.ndarray, tokens: int) -> np.ndarray:
+    """P(at least one pair) of expected `counts` in a window, each of its tokens taken to choose independently."""
+    return 1.0 - (1.0 - np.minimum(counts / tokens, 1.0)) ** tokens
 
 
 def _thinned(samples: Sequence[CostSample]) -> list[CostSample]:
@@ -52,17 +68,30 @@ class PlannerSettings:
 class Planner:
     """Learns from every step; says when a plan is due and what it is to be made from."""
 
-    def __init__(self, shape: ModelShape, slots: int, device: str, workers: Sequence[str], settings: PlannerSettings):
+    def __init__(
+        self,
+        shape: ModelShape,
+        slots: int,
+        device: str,
+        workers: Sequence[str],
+        settings: PlannerSettings,
+        estimator: UtilityEstimator | None = None,
+    ) -> None:
+        """`estimator`: instead of the one that the settings name."""
         self._shape, self._slots, self._workers, self._settings = shape, slots, tuple(workers), settings
-        self._estimator = make_estimator(settings.estimator, shape)
+        self._estimator = estimator or make_estimator(settings.estimator, shape)
+        self._lately = DecayedDemand(shape)
         self._device = device
         self._costs = CostModel(shape.expert_bytes, device)
         self._resident = np.zeros((shape.n_layers, shape.n_experts), dtype=bool)
         self._rows = {layer: row for row, layer in enumerate(shape.layer_ids)}
-        self._step_s = 0.0
+        self._step_s = self._draft_s = 0.0
         self._step_tokens = 0.0
         self._steps_since_plan = 0
-        self._next_plan_s = 0.0
+        self._next_plan_s = self._next_refresh_s = 0.0
+        self._thresholds: np.ndarray | None = None
+        self._price, self._status = 0, ""
+        self._refreshed = True
         self._planned_counts: np.ndarray | None = None
         self._hint: np.ndarray | Hint | None = None
         self._gate = PrefetchGate(shape.n_layers, shape.n_experts)
@@ -78,12 +107,14 @@ class Planner:
         resident: Sequence[ExpertKey],
         step_s: float,
         next_token: int | None = None,
+        draft_s: float = 0.0,
     ) -> None:
         """One step: its routing, its measurements, what was resident when it ended, and how long it took.
 
-        `next_token`: id of the first token of the request's next window, where it is known.
+        `next_token`: id of the first token of the request's next window, where it is known. `draft_s`: of `step_s`.
         """
         self._estimator.observe(window)
+        self._lately.observe(window)
         self._draft = () if next_token is None else (next_token,)
         for sample in _thinned(samples):
             self._costs.observe(sample)
@@ -94,8 +125,10 @@ class Planner:
             self._gate.observe(window.counts, self._resident)
             weight = STEP_SMOOTHING if self._step_s else 1.0
             self._step_s += (step_s - self._step_s) * weight
+            self._draft_s += (draft_s - self._draft_s) * weight
             self._step_tokens += (window.tokens - self._step_tokens) * weight
             self._steps_since_plan += 1
+            self._refreshed = False
 
     def due(self, now_s: float) -> bool:
         """A plan is due when demand has drifted since the last, or its link budget was too small; looked at every
@@ -109,23 +142,30 @@ class Planner:
         """The next plan's inputs, as known now."""
         moved = self._drift()
         self.epoch += 1
-        self._steps_since_plan = 0
+        self._steps_since_plan, self._refreshed = 0, True
         self._planned_counts = self._expected()
-        link_s = self._step_s * self._settings.replan_every
-        one_s = self._costs.predict(LINK, 1, 0)
-        # At least one transfer a plan: with a link slower than a step, nothing would ever change otherwise.
-        link_experts = self._gate.allowance(min(self._slots, max(1, int(link_s / one_s))))
+        outlook = self._outlook()
+        utilities, cost = as_utilities(value(outlook)), transfer_cost(outlook)
+        net = np.where(self._resident, utilities, np.maximum(utilities - cost, 0))
+        at = borders(net, self._slots)
+        # Of a window within the time that residents are expected to serve; pairs are taken as Poisson.
+        used = np.minimum(value(outlook) / (1.0 + LATER), 0.999)
+        link_experts = self._transfers(exchanges(utilities, self._resident, self._slots, cost))
+        window_s = self._step_s * self._settings.replan_every / self._shape.n_layers
         problem = ThresholdProblem(
-            utilities=self._estimator.utilities(),
-            expected_counts=self._planned_counts,
+            utilities=np.searchsorted(at, net, side="right"),
+            expected_counts=-np.log1p(-used),
             resident=self._resident.copy(),
             slots=self._slots,
             link_experts=link_experts,
-            costs=self._costs.costs(self._workers, self._step_s / self._shape.n_layers),
+            costs=self._costs.costs(self._workers, window_s),
         )
         return PlanningTask(
             epoch=self.epoch,
             problem=problem,
+            utilities=utilities,
+            borders=at,
+            transfer_cost=cost,
             assignment=self._assignment(problem) if self._settings.form == "assignment" else None,
             hint=self._hint,
             drift=moved,
@@ -137,9 +177,31 @@ class Planner:
     def adopt(self, task: PlanningTask, solved: Solved, took_s: float, now_s: float) -> None:
         """The plan was made, in `took_s` seconds all told: the next may not come before its share of time is up."""
         self._hint = solved.hint
+        self._thresholds, self._status = solved.thresholds, solved.plan.solver_status
+        self._price = price(task.utilities, self._slots)
         allowed = task.problem.link_experts
         self._short_of_link = 0 < allowed < self._slots and solved.transfers >= allowed
         self._next_plan_s = now_s + took_s * (1 / MAX_DUTY - 1)
+
+    def refresh_due(self, now_s: float) -> bool:
+        """Whether utilities should be renewed: a step has passed, and there are thresholds to go by."""
+        return self._thresholds is not None and not self._refreshed and now_s >= self._next_refresh_s
+
+    def refresh(self) -> Plan:
+        """The last plan with the utilities of now. Not while another plan is being solved: that would be the older."""
+        self.epoch += 1
+        self._refreshed = True
+        outlook = self._outlook()
+        utilities, cost = as_utilities(value(outlook)), transfer_cost(outlook)
+        budget = self._transfers(exchanges(utilities, self._resident, self._slots, cost)) * self._shape.expert_bytes
+        # Where all demand has risen or fallen, so has what a slot is worth.
+        moved = price(utilities, self._slots) - self._price
+        thresholds = np.where(self._thresholds < NOBODY, np.maximum(self._thresholds + moved, 1), NOBODY)
+        return Plan(self.epoch, thresholds, utilities, budget, self._status, cost)
+
+    def refreshed(self, took_s: float, now_s: float) -> None:
+        """Utilities were renewed in `took_s` seconds."""
+        self._next_refresh_s = now_s + took_s * (1 / REFRESH_DUTY - 1)
 
     def redo(self) -> None:
         """The last plan has not arrived everywhere: the next is due although nothing may have changed."""
@@ -165,8 +227,9 @@ class Planner:
         return self._settings.estimator
 
     def learned(self) -> dict[str, np.ndarray]:
-        """What the estimator would lose in a restart."""
-        return self._estimator.state()
+        """What would be lost in a restart; empty where the estimator keeps nothing."""
+        state = self._estimator.state()
+        return {**state, LATELY: self._lately.state()} if state else {}
 
     def cost_samples(self) -> list[CostSample]:
         """What the cost model would lose in a restart."""
@@ -178,10 +241,33 @@ class Planner:
 
     def take_up(self, state: Mapping[str, np.ndarray]) -> None:
         """Starts from what `learned` gave. Raises ValueError or KeyError when it is another model's."""
+        lately = DecayedDemand(self._shape)
+        if LATELY in state:
+            lately.restore(state[LATELY])
         self._estimator.restore(state)
+        self._lately = lately
 
     def _expected(self) -> np.ndarray:
         return self._estimator.expected_counts(max(1, round(self._step_tokens)), self._draft)
+
+    def _outlook(self) -> Outlook:
+        tokens = max(1, round(self._step_tokens))
+        forecast = _used(self._estimator.expected_counts(tokens), tokens)
+        return Outlook(
+            coming=_used(self._estimator.expected_counts(tokens, self._draft), tokens),
+            # Windows to come are like the next one, and like those before: of two guesses, their mean.
+            lasting=(forecast + _used(self._lately.expected_counts(tokens), tokens)) / 2,
+            held=self._resident,
+            idle_s=self._draft_s,
+            layer_s=(self._step_s - self._draft_s) / self._shape.n_layers,
+            transfer_s=self._costs.predict(LINK, 1, 0),
+        )
+
+    def _transfers(self, paying: int) -> int:
+        """Transfers that a plan may make; `paying`: those that gain something."""
+        link_s = self._step_s * self._settings.replan_every
+        # At least one: with a link slower than a step, nothing would ever change otherwise.
+        return self._gate.allowance(min(paying, max(1, int(link_s / self._costs.predict(LINK, 1, 0)))))
 
     def _drift(self) -> float:
         return 1.0 if self._planned_counts is None else drift(self._planned_counts, self._expected())
