@@ -272,7 +272,7 @@ class SchedulerConfig(Section):
     plan_deadline: Timeout = 0.03
     """Seconds the solver may take for a plan; the greedy rule answers where it found nothing."""
     replan_every: Count = 8
-    """Steps after which demand is looked at, and planned for anew if it has drifted."""
+    """Steps after which demand is looked at, and planned for anew if it has drifted. Utilities are renewed at each."""
     step_timeout: Timeout = 60.0
     """Seconds after which a step counts as failed; the device is looked for again, requests go on from their tokens."""
     placement: Placement = None

@@ -28,16 +28,14 @@ MAX_DUTY = 0.05
 """Largest share of one core's time that planning takes."""
 STEP_SMOOTHING = 0.2
 """Weight of the newest step in the means of its time and of its tokens."""
-REFRESH_DUTY = 0.1
-"""Largest share of one core's time that renewing utilities takes: of every step of ten times what it takes."""
+REFRESH_DUTY = 0.05
+"""Largest share of one core's time that renewing utilities takes; with MAX_DUTY, 5 % of three cores."""
 DRIFT = 0.05
 """Share of the expected pairs that has moved to other experts when a new plan is worth its time."""
-
-
-LATELY = "lately"
-"""Part of what was learned: how often experts were used lately, whatever the estimator."""
 SAMPLES_PER_STEP = 4
 """Measurements of each actor that a step adds to the cost model; a deep model makes a hundred."""
+LATELY = "lately"
+"""Part of what was learned: how often experts were used lately, whatever the estimator."""
 
 
 def _used(counts: np.ndarray, tokens: int) -> np.ndarray:

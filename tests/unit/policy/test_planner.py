@@ -5,9 +5,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from moespac.actors.core import CostSample, ExpertKey, ModelShape, RoutingWindow
 from moespac.actors.policy.assignment_problem import AssignmentProblem
+from moespac.actors.policy.levels import borders
 from moespac.actors.policy.planner import DRIFT, MAX_DUTY, REFRESH_DUTY, Planner, PlannerSettings
 from moespac.actors.policy.planning_task import Solved
 from moespac.actors.policy.prefetch_gate import PROBE_EVERY
@@ -302,3 +306,11 @@ def test_a_planner_takes_up_what_another_has_learned():
         # Of another request: what the text at hand taught of itself goes with its request.
         each.observe(replace(window(0, 3), request="next"), [CostSample("link", 1, 0, 50e-6)], (), step_s=0.02)
     np.testing.assert_allclose(fresh.task().problem.expected_counts, taught.task().problem.expected_counts, rtol=1e-6)
+
+
+@given(utilities=arrays(np.int64, (3, 8), elements=st.integers(0, 3000)), slots=st.integers(1, 30))
+def test_borders_are_utilities_that_experts_have_the_closest_where_slots_run_out(utilities, slots):
+    at = borders(utilities, slots)
+    assert (np.diff(at) > 0).all() and set(at.tolist()) <= set(utilities.ravel().tolist()) - {0}
+    last = np.sort(utilities, axis=None)[::-1][min(slots, utilities.size) - 1]
+    assert slots > utilities.size or last == 0 or last in at
