@@ -29,7 +29,7 @@ MAX_DUTY = 0.05
 STEP_SMOOTHING = 0.2
 """Weight of the newest step in the means of its time and of its tokens."""
 REFRESH_DUTY = 0.05
-"""Largest share of one core's time that renewing utilities takes; with MAX_DUTY, 5 % of three cores."""
+"""Largest share of one core's time that renewing utilities takes; with MAX_DUTY, 5 % of a machine of two cores."""
 DRIFT = 0.05
 """Share of the expected pairs that has moved to other experts when a new plan is worth its time."""
 SAMPLES_PER_STEP = 4
