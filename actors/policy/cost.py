@@ -119,8 +119,7 @@ class CostModel:
         for sample in samples:
             self.observe(sample)
         for fit in self._actors.values():
-            if fit.samples:
-                fit.refit()
+            fit.refit()
 
     def refit(self, actor: str) -> None:
         """Fits now what was observed of `actor`: for who sees that predictions have become wrong. About 1 ms."""
@@ -201,7 +200,9 @@ class _ActorFit:
             self.refit()
 
     def refit(self) -> None:
-        """Fits to the ring as it is now."""
+        """Fits to the ring as it is now; where nothing is new, the fit stands."""
+        if not self._unfitted:
+            return
         n = min(self.samples, RING)
         self.coefficients = fit_coefficients(self._features[:n], self._seconds[:n], self._prior)
         self.wait_s = float(self._waited[:n].sum() / self._features[:n, 1].sum())

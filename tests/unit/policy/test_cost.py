@@ -148,3 +148,10 @@ def test_waiting_for_weights_is_the_mean_and_comes_on_top():
     waiting = model.worker_costs(["cpu0"])[0].expert_s - without
     assert waiting == pytest.approx(10 * 0.05 / experts, rel=0.1)
     assert model.costs(["cpu0"], 0.0).worker_call_s > without + 0.9 * waiting
+
+
+def test_a_fit_of_nothing_is_the_prior():
+    model = CostModel(EXPERT_BYTES, "gpu")
+    before = model.predict("cpu0", 4, 4)
+    model.refit("cpu0")
+    assert model.predict("cpu0", 4, 4) == before
