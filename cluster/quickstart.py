@@ -81,6 +81,7 @@ def _summary(text: str, statistics: GenerationStatistics, identical: bool, endpo
         "identical_to_reference": identical,
         "actors": [{"name": e.name, "pid": e.pid, "node": e.node, "address": e.address} for e in endpoints],
         "grpc_expert_calls": statistics.expert_calls,
+        "of_them_by_lane": statistics.lane_calls,
         "fallback_experts": statistics.fallback_experts,
         "streamed_experts": statistics.streamed_experts,
         "awaited_experts": statistics.awaited_experts,

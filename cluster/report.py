@@ -71,7 +71,11 @@ def generation_table(statistics: GenerationStatistics) -> Table:
     if s.prediction_errors:
         errors = ", ".join(f"{actor} {percent(error)}" for actor, error in sorted(s.prediction_errors.items()))
         table.add_row("prediction error", "", f"median, of times: {errors}")
-    table.add_row("expert calls", f"{s.expert_calls}", f"to workers; {s.fallback_experts} experts fell back")
+    table.add_row(
+        "expert calls",
+        f"{s.expert_calls}",
+        f"to workers, {s.lane_calls} by lane; {s.fallback_experts} experts fell back",
+    )
     if s.streamed_experts or s.awaited_experts:
         what = f"experts copied for one layer; {s.awaited_experts} waited for on their way to a slot{link}"
         table.add_row("streamed", f"{s.streamed_experts}", what)

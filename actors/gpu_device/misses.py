@@ -87,4 +87,5 @@ class Workers:
             (taken - min(max(0, computing), taken)) * 1e-9,
         )
         run.samples.append(sample)
+        run.lane_calls += all(part.way == "lane" for part in call.served)
         self._costs.note_call(sample)

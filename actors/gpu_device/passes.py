@@ -40,6 +40,7 @@ class Pass:
     token_ids: tuple[int, ...] = ()
     """Their ids."""
     expert_calls: int = 0
+    lane_calls: int = 0
     fallback_experts: int = 0
     streamed_experts: int = 0
     """Computed from a staging buffer."""

@@ -80,6 +80,7 @@ class Tally:
     uses: int = 0
     hits: int = 0
     expert_calls: int = 0
+    lane_calls: int = 0
     fallback_experts: int = 0
     streamed_experts: int = 0
     awaited_experts: int = 0
@@ -90,6 +91,7 @@ class Tally:
     def add_step(self, reply: steps_pb2.StepReply) -> None:
         """Prefill steps count for who computed experts only: acceptance and hit rate speak of decoding."""
         self.expert_calls += reply.timings.expert_calls
+        self.lane_calls += reply.timings.lane_calls
         self.fallback_experts += reply.timings.fallback_experts
         self.streamed_experts += reply.timings.streamed_experts
         self.awaited_experts += reply.timings.awaited_experts
@@ -151,6 +153,7 @@ class Tally:
             solvers=[plan.solver for plan in self.plans],
             plan_gaps=[plan.gap for plan in self.plans],
             expert_calls=self.expert_calls,
+            lane_calls=self.lane_calls,
             fallback_experts=self.fallback_experts,
             streamed_experts=self.streamed_experts,
             awaited_experts=self.awaited_experts,

@@ -91,7 +91,7 @@ class GenerationStatistics:
     solver_statuses: tuple[str, ...]
     """Solver status of each plan, aligned with `plan_ms`."""
     expert_calls: int
-    """gRPC calls to workers."""
+    """To workers."""
     fallback_experts: int
     """Experts the device computed from host memory because no worker did."""
     emulated: bool
@@ -120,6 +120,8 @@ class GenerationStatistics:
     """Experts copied to the device for their layer alone, and computed there."""
     awaited_experts: int = 0
     """Experts computed in a slot whose copy was under way when their layer started."""
+    lane_calls: int = 0
+    """Of `expert_calls`: by the lane of one host, in the place of gRPC's own transport."""
     stop: str | None = None
     """The stop string that ended it."""
     stop_token_id: int | None = None

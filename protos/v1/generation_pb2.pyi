@@ -59,7 +59,7 @@ class Spans(_message.Message):
     def __init__(self, spans: _Optional[_Iterable[_Union[_steps_pb2.Span, _Mapping]]] = ...) -> None: ...
 
 class Statistics(_message.Message):
-    __slots__ = ("finish_reason", "prompt_tokens", "tokens", "ttft_s", "tpot_s", "tokens_per_second", "steps", "proposed", "accepted", "uses", "hits", "bytes_moved", "transfer_s", "transfer_hidden_s", "plan_ms", "solver_statuses", "expert_calls", "fallback_experts", "emulated", "restarts", "drafts", "demand", "demand_predicted", "stop", "streamed_experts", "awaited_experts", "stop_token_id", "solvers", "plan_gaps", "prefetch_recall", "prefetch_closed", "prediction_errors", "cancelled_transfers")
+    __slots__ = ("finish_reason", "prompt_tokens", "tokens", "ttft_s", "tpot_s", "tokens_per_second", "steps", "proposed", "accepted", "uses", "hits", "bytes_moved", "transfer_s", "transfer_hidden_s", "plan_ms", "solver_statuses", "expert_calls", "fallback_experts", "emulated", "restarts", "drafts", "demand", "demand_predicted", "stop", "streamed_experts", "awaited_experts", "lane_calls", "stop_token_id", "solvers", "plan_gaps", "prefetch_recall", "prefetch_closed", "prediction_errors", "cancelled_transfers")
     class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         FINISH_REASON_UNSPECIFIED: _ClassVar[Statistics.FinishReason]
@@ -101,6 +101,7 @@ class Statistics(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     STREAMED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     AWAITED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    LANE_CALLS_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     SOLVERS_FIELD_NUMBER: _ClassVar[int]
     PLAN_GAPS_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +135,7 @@ class Statistics(_message.Message):
     stop: str
     streamed_experts: int
     awaited_experts: int
+    lane_calls: int
     stop_token_id: int
     solvers: _containers.RepeatedScalarFieldContainer[str]
     plan_gaps: _containers.RepeatedScalarFieldContainer[float]
@@ -141,7 +143,7 @@ class Statistics(_message.Message):
     prefetch_closed: bool
     prediction_errors: _containers.ScalarMap[str, float]
     cancelled_transfers: int
-    def __init__(self, finish_reason: _Optional[_Union[Statistics.FinishReason, str]] = ..., prompt_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., steps: _Optional[int] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., plan_ms: _Optional[_Iterable[float]] = ..., solver_statuses: _Optional[_Iterable[str]] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., emulated: _Optional[bool] = ..., restarts: _Optional[int] = ..., drafts: _Optional[_Iterable[_Union[DraftStatistics, _Mapping]]] = ..., demand: _Optional[int] = ..., demand_predicted: _Optional[int] = ..., stop: _Optional[str] = ..., streamed_experts: _Optional[int] = ..., awaited_experts: _Optional[int] = ..., stop_token_id: _Optional[int] = ..., solvers: _Optional[_Iterable[str]] = ..., plan_gaps: _Optional[_Iterable[float]] = ..., prefetch_recall: _Optional[float] = ..., prefetch_closed: _Optional[bool] = ..., prediction_errors: _Optional[_Mapping[str, float]] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
+    def __init__(self, finish_reason: _Optional[_Union[Statistics.FinishReason, str]] = ..., prompt_tokens: _Optional[int] = ..., tokens: _Optional[int] = ..., ttft_s: _Optional[float] = ..., tpot_s: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., steps: _Optional[int] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., plan_ms: _Optional[_Iterable[float]] = ..., solver_statuses: _Optional[_Iterable[str]] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., emulated: _Optional[bool] = ..., restarts: _Optional[int] = ..., drafts: _Optional[_Iterable[_Union[DraftStatistics, _Mapping]]] = ..., demand: _Optional[int] = ..., demand_predicted: _Optional[int] = ..., stop: _Optional[str] = ..., streamed_experts: _Optional[int] = ..., awaited_experts: _Optional[int] = ..., lane_calls: _Optional[int] = ..., stop_token_id: _Optional[int] = ..., solvers: _Optional[_Iterable[str]] = ..., plan_gaps: _Optional[_Iterable[float]] = ..., prefetch_recall: _Optional[float] = ..., prefetch_closed: _Optional[bool] = ..., prediction_errors: _Optional[_Mapping[str, float]] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
 
 class DraftStatistics(_message.Message):
     __slots__ = ("kind", "steps", "proposed", "accepted")

@@ -240,7 +240,7 @@ class LayerCounts(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., counts: _Optional[_Iterable[int]] = ..., used: _Optional[int] = ..., hits: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("draft_s", "verify_s", "local_s", "wait_s", "expert_calls", "fallback_experts", "samples", "transfer_s", "transfer_hidden_s", "bytes_moved", "transfers", "streamed_experts", "awaited_experts", "copy_wait_s", "cancelled_transfers")
+    __slots__ = ("draft_s", "verify_s", "local_s", "wait_s", "expert_calls", "fallback_experts", "samples", "transfer_s", "transfer_hidden_s", "bytes_moved", "transfers", "streamed_experts", "awaited_experts", "copy_wait_s", "lane_calls", "cancelled_transfers")
     DRAFT_S_FIELD_NUMBER: _ClassVar[int]
     VERIFY_S_FIELD_NUMBER: _ClassVar[int]
     LOCAL_S_FIELD_NUMBER: _ClassVar[int]
@@ -255,6 +255,7 @@ class Timings(_message.Message):
     STREAMED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     AWAITED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     COPY_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    LANE_CALLS_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     draft_s: float
     verify_s: float
@@ -270,8 +271,9 @@ class Timings(_message.Message):
     streamed_experts: int
     awaited_experts: int
     copy_wait_s: float
+    lane_calls: int
     cancelled_transfers: int
-    def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ..., streamed_experts: _Optional[int] = ..., awaited_experts: _Optional[int] = ..., copy_wait_s: _Optional[float] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
+    def __init__(self, draft_s: _Optional[float] = ..., verify_s: _Optional[float] = ..., local_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[CostSample, _Mapping]]] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., bytes_moved: _Optional[int] = ..., transfers: _Optional[int] = ..., streamed_experts: _Optional[int] = ..., awaited_experts: _Optional[int] = ..., copy_wait_s: _Optional[float] = ..., lane_calls: _Optional[int] = ..., cancelled_transfers: _Optional[int] = ...) -> None: ...
 
 class CostSample(_message.Message):
     __slots__ = ("actor", "experts", "pairs", "seconds", "waited_s", "called_s")
