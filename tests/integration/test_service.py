@@ -69,6 +69,7 @@ def test_statistics_tell_what_happened(client, expected):
     assert statistics.steps < TOKENS, "some step must have given more than one token"
     assert 0 < statistics.hits < statistics.uses
     assert statistics.expert_calls > 0 and statistics.fallback_experts == 0
+    assert 0 < statistics.lane_calls <= statistics.expert_calls
     assert 0 < statistics.ttft_s < 60 and 0 < statistics.tpot_s < 60
     assert statistics.emulated
     rows = {span.row for span in generation.spans}
