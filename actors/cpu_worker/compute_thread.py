@@ -9,6 +9,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
+import structlog
+
+log = structlog.get_logger()
+
 
 class ComputeThread:
     """Runs one job at a time. Jobs and readable descriptors take turns.
@@ -65,7 +69,7 @@ class ComputeThread:
                 return
             self._closing = True
             os.eventfd_write(self._wake, 1)
-        for future, _ in self._jobs:
+        for future, _ in list(self._jobs):
             future.cancel()
         self._thread.join()
         self._epoll.close()
@@ -86,7 +90,15 @@ class ComputeThread:
                     self._one_job()
                 # A descriptor of this turn may have been forgotten earlier in it.
                 elif (readable := self._watched.get(fd)) is not None:
-                    readable()
+                    self._told(fd, readable)
+
+    def _told(self, fd: int, readable: Callable[[], None]) -> None:
+        try:
+            readable()
+        except Exception:
+            # One caller's trouble: everybody else's calls are computed on this thread too.
+            log.exception("a connection is given up")
+            self.forget(fd)
 
     def _one_job(self) -> None:
         future, job = self._jobs.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -125,7 +126,9 @@ class LaneServer:
     def _accept(self) -> None:
         try:
             accepted = only_here(self._listener.accept()[0])
-        except OSError:  # the caller has gone again, or there are no descriptors left for it
+        except OSError as error:  # the caller has gone again, or there are no descriptors left for it
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.01)  # it goes on waiting: no reason to turn at full speed
             return
         accepted.setblocking(False)
         # Refused callers are told so when they ask for something; of more than that, nobody is kept.
@@ -153,7 +156,7 @@ class LaneServer:
                 self._serve(connection)
             else:
                 connection.hello()
-        except LaneLost:
+        except (LaneLost, OSError):  # OSError: there is no room for the caller's memory
             self._drop(connection)
 
     def _serve(self, connection: _Connection) -> None:

@@ -81,9 +81,9 @@ class ExpertsService(ExpertsServicer):
 
     def serve(self, computer: ExpertComputer, fingerprint: str, shape: ModelShape) -> None:
         """From now on calls are computed; until then they are answered UNAVAILABLE."""
-        self._serving = _Serving(computer, fingerprint, shape)
         if self._offers_lane:
             self._lane = LaneServer(self._name, self._thread, self._answer, self._max_waiting + 1)
+        self._serving = _Serving(computer, fingerprint, shape)
 
     def close(self) -> None:
         """Ends the thread; waiting calls are cancelled, the running one ends first."""

@@ -76,6 +76,7 @@ class LayerExecutor:
                 run.routed(layer, routing, len(residents))
                 misses = [e for e in routing.pairs if e not in residents]
                 decision, decided = self._sharing.decide(layer, routing, list(residents), misses), time.perf_counter()
+                self.slots.count_on(decision.landing)
                 if self.staging is not None and misses:
                     self.staging.order(decision.staged, decision.ahead, run.deadline)
                 if self._workers is not None:

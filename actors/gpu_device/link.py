@@ -163,12 +163,13 @@ class TransferLog:
         self._last_end_ns = 0
 
     def add(
-        self, name: str, start_ns: int, end_ns: int, size: int, cancelled: bool = False, asked_ns: int | None = None
+        self, name: str, start_ns: int, end_ns: int, size: int, *, cancelled: bool = False, asked_ns: int | None = None
     ) -> Transfer:
         """`asked_ns`: when it could have started, where that is before `start_ns`."""
         with self._lock:
             begin_ns = start_ns if asked_ns is None else asked_ns
-            service_s = (end_ns - max(begin_ns, min(self._last_end_ns, end_ns))) * 1e-9
+            # The wall clock may be set back meanwhile.
+            service_s = max(0, end_ns - max(begin_ns, min(self._last_end_ns, end_ns))) * 1e-9
             self._last_end_ns = max(self._last_end_ns, end_ns)
             transfer = Transfer(name, start_ns, end_ns, size, service_s, cancelled)
             self._transfers.append(transfer)

@@ -83,6 +83,8 @@ class _Flight:
     moved: int = 0
     """Bytes known to be in the slot."""
     wanted: bool = True
+    awaited: bool = False
+    """A layer waits for it: it is not broken off."""
 
     def go_on(self, moved: int) -> bool:
         self.moved = moved
@@ -108,7 +110,7 @@ class ExpertSlots:
         self._stale_plans = self._cancelled = 0
         self._flights: dict[ExpertKey, _Flight] = {}
         self._read_last: dict[int, torch.cuda.Event] = {}
-        self._lock = threading.Lock()
+        self._turn, self._lock = threading.Lock(), threading.Lock()
         self._landed = threading.Condition(self._lock)
 
     @property
@@ -156,6 +158,13 @@ class ExpertSlots:
             now = time.monotonic()
             return {key: now - flight.begun for key, flight in self._flights.items() if flight.wanted}
 
+    def count_on(self, keys: Sequence[ExpertKey]) -> None:
+        """A layer is going to wait for those of `keys` that are under way: no newer plan breaks them off."""
+        with self._lock:
+            for key in keys:
+                if (flight := self._flights.get(key)) is not None:
+                    flight.awaited = True
+
     def wait_landed(self, keys: Sequence[ExpertKey], timeout_s: float) -> None:
         """Returns when none of `keys` is under way any more, or when time is up."""
         with self._landed:
@@ -199,7 +208,12 @@ class ExpertSlots:
 
         By the plan held, an expert that is hot is worth more than any that is cold, whatever their utilities.
         """
-        self.right_of_way.give_way()
+        # Calls that queue here hide the way from the prefetcher, not each other's copies.
+        with self._turn:
+            self.right_of_way.give_way()
+            return self._fill(source, key, utility, epoch)
+
+    def _fill(self, source: ExpertSource, key: ExpertKey, utility: int, epoch: int) -> Filled:
         with self._lock:
             if self._plan is not None and epoch < self._plan.epoch:
                 return Filled(Outcome.STALE)
@@ -236,7 +250,7 @@ class ExpertSlots:
         if not (cancelled or (good and whole)):
             return Filled(Outcome.NOT_IN_ARENA, evicted, bytes=flight.moved)
         name = f"layer {key.layer} expert {key.expert}"
-        ended = self.transfers.add(name, start_ns, time.time_ns(), flight.moved, cancelled)
+        ended = self.transfers.add(name, start_ns, time.time_ns(), flight.moved, cancelled=cancelled)
         return Filled(Outcome.CANCELLED if cancelled else Outcome.FILLED, evicted, ended.service_s, ended.bytes)
 
     def check_integrity(self) -> None:
@@ -256,8 +270,9 @@ class ExpertSlots:
             row = self._shape.row(key.layer)
             utility, remaining = int(plan.utilities[row, key.expert]), 1 - flight.moved / self._shape.expert_bytes
             outlasts = self._cache.expendable(self._worth(key, utility))
-            hot = utility >= plan.thresholds[row]
-            flight.wanted = flight.wanted and worth_finishing(remaining, utility, hot, behind, outlasts)
+            back_in_line = bool(utility - plan.transfer_cost >= plan.thresholds[row])
+            worth_it = flight.awaited or worth_finishing(remaining, utility, back_in_line, behind, outlasts)
+            flight.wanted = flight.wanted and worth_it
 
     def _worth(self, key: ExpertKey, utility: int) -> int:
         if self._plan is None:

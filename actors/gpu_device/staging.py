@@ -187,7 +187,8 @@ class Staging:
         # Fetches what is not in the arena, and copies again what was overwritten meanwhile.
         self._source.with_experts(key.layer, [key.expert], copy, self._deadline)
         name = f"layer {key.layer} expert {key.expert} streamed"
-        self._transfers.add(name, start_ns, time.time_ns(), self._expert_bytes, min(start_ns, self._could_start_ns))
+        asked_ns = min(start_ns, self._could_start_ns)
+        self._transfers.add(name, start_ns, time.time_ns(), self._expert_bytes, asked_ns=asked_ns)
 
     # ---- within the lock ---------------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ def transition(utilities: np.ndarray, counts: np.ndarray, tokens: int) -> np.nda
 class AsDescribed:
     """Boundaries scaled to each window's own W. Every expert of every layer moves with every window."""
 
+    by_level = True
+
     def __init__(self, shape: ModelShape) -> None:
         self._shape = shape
         self._utilities = np.zeros((shape.n_layers, shape.n_experts), dtype=np.int64)

@@ -30,6 +30,8 @@ def transition(utilities: np.ndarray, counts: np.ndarray) -> np.ndarray:
 class AsReleased:
     """Fixed boundaries 5 and −1, five levels. Every expert of every layer moves with every window."""
 
+    by_level = True
+
     top_level = TOP_LEVEL
 
     def __init__(self, shape: ModelShape) -> None:

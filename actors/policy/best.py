@@ -37,6 +37,7 @@ class Best:
     """
 
     top_level = TOP_LEVEL
+    by_level = False
 
     def __init__(self, shape: ModelShape) -> None:
         self._shape = shape

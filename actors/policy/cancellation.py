@@ -12,8 +12,9 @@ def worth_finishing(remaining: float, utility: int, wanted: bool, waiting: Seque
     time, and a whole copy takes one.
 
     `remaining`: the share still to be copied, 0 to 1; what is done is lost if it is broken off. `utility`: of the
-    expert, and `wanted`: whether it is hot, by the plan held. `waiting`: utilities of the copies that this plan makes
-    next, in any order. `outlasts`: how many of them take another slot first, should the expert get one after all.
+    expert, and `wanted`: whether it would be copied again, by the plan held. `waiting`: utilities of the copies that
+    this plan makes next, in any order. `outlasts`: how many of them take another slot first, should the expert get one
+    after all.
 
     While it is finished, all that wait lose `remaining`. Broken off, a wanted expert goes back in line by its utility,
     as a whole copy: it waits for those before it, those behind it wait for it. One that is not wanted does not come,

@@ -19,6 +19,7 @@ class Decayed:
     """Exponentially decayed mean, over windows, of the share of tokens routed to each expert."""
 
     top_level = TOP_LEVEL
+    by_level = False
 
     def __init__(self, shape: ModelShape) -> None:
         self._shape = shape

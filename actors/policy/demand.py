@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import numpy as np
 
 from ..core import ModelShape, RoutingWindow
@@ -12,21 +14,39 @@ PROMPT_BYPASS_TOKENS = 32
 ALPHA = 0.02
 """Weight of one new token against all older ones: an observation has lost half its weight after 34 tokens."""
 
+PROMPT_WEIGHT = 0.5
+"""Most that a prompt counts against all before it."""
+PROMPTS_REMEMBERED = 64
+"""Requests whose prompts may come in turns, a chunk each."""
+
 
 class DecayedDemand:
     """Exponentially decayed probability that a token is routed to an expert.
 
     A window of T tokens weighs 1 − (1 − ALPHA)^T, so that long and short windows count by their tokens.
     Windows that bypass the utilities are seen here: a prompt says nothing of bursts, but it does say what the
-    text wants. Before the first window every expert is equally likely.
+    text wants. All its chunks together weigh PROMPT_WEIGHT at most, lest a long one wash out what decoding taught.
+    Before the first window every expert is equally likely.
     """
 
     def __init__(self, shape: ModelShape) -> None:
         self._per_token = np.full((shape.n_layers, shape.n_experts), shape.top_k / shape.n_experts)
+        self._prompt_left: OrderedDict[str, float] = OrderedDict()
 
     def observe(self, window: RoutingWindow) -> None:
         keep = (1.0 - ALPHA) ** window.tokens
+        if window.prefill:
+            keep = self._kept(window.request, keep)
         self._per_token = keep * self._per_token + (1.0 - keep) * (window.counts / window.tokens)
+
+    def _kept(self, request: str, keep: float) -> float:
+        """`keep`, or as much more as the chunks before leave of the prompt's weight."""
+        before = self._prompt_left.pop(request, 1.0)
+        left = max(before * keep, 1.0 - PROMPT_WEIGHT)
+        self._prompt_left[request] = left
+        if len(self._prompt_left) > PROMPTS_REMEMBERED:
+            self._prompt_left.popitem(last=False)
+        return left / before
 
     def state(self) -> np.ndarray:
         """What was learned: float64 [n_layers, n_experts]."""

@@ -18,6 +18,9 @@ from .token_table import TokenTable
 class UtilityEstimator(Protocol):
     """Learns from every pass of the target which experts deserve residency."""
 
+    by_level: bool
+    """Its levels decide about slots, as in the paper's system; else what the expected counts are worth does."""
+
     @property
     def top_level(self) -> int:
         """K: the highest utility an expert can have now."""

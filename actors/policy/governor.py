@@ -62,7 +62,7 @@ class Governor:
 
     def decide(self, request: RequestDrafts, remaining: int, gamma: int | None = None) -> Decision:
         """`remaining`: tokens that the request still wants, >= 1; `gamma`: given; None: to be chosen."""
-        most = min(LONGEST if gamma is None else gamma, remaining - 1)
+        most = min(LONGEST, LONGEST if gamma is None else gamma, remaining - 1)
         least = 1 if gamma is None else most
         options = {k: self._model.options(request, k, least, most, remaining) for k in self._kinds if most >= 1}
         others = [options[kind] for kind in options if kind != NGRAM]

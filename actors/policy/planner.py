@@ -22,7 +22,7 @@ from .estimator import UtilityEstimator, make_estimator
 from .levels import borders
 from .planning_task import NOBODY, PlanForm, PlanningTask, Solved
 from .prefetch_gate import PrefetchGate
-from .prefetch_order import LATER, Outlook, as_utilities, exchanges, price, transfer_cost, value
+from .prefetch_order import LATER, MOST, Outlook, as_utilities, exchanges, net, price, transfer_cost, value
 
 MAX_DUTY = 0.05
 """Largest share of one core's time that planning takes."""
@@ -143,15 +143,14 @@ class Planner:
         self._steps_since_plan, self._refreshed = 0, True
         self._planned_counts = self._expected()
         outlook = self._outlook()
-        utilities, cost = as_utilities(value(outlook)), transfer_cost(outlook)
-        net = np.where(self._resident, utilities, np.maximum(utilities - cost, 0))
-        at = borders(net, self._slots)
+        utilities, cost = self._utilities(outlook)
+        at = borders(net(utilities, self._resident, cost), self._slots)
         # Of a window within the time that residents are expected to serve; pairs are taken as Poisson.
         used = np.minimum(value(outlook) / (1.0 + LATER), 0.999)
         link_experts = self._transfers(exchanges(utilities, self._resident, self._slots, cost))
         window_s = self._step_s * self._settings.replan_every / self._shape.n_layers
         problem = ThresholdProblem(
-            utilities=np.searchsorted(at, net, side="right"),
+            utilities=np.searchsorted(at, net(utilities, self._resident, cost), side="right"),
             expected_counts=-np.log1p(-used),
             resident=self._resident.copy(),
             slots=self._slots,
@@ -190,8 +189,9 @@ class Planner:
         self.epoch += 1
         self._refreshed = True
         outlook = self._outlook()
-        utilities, cost = as_utilities(value(outlook)), transfer_cost(outlook)
-        budget = self._transfers(exchanges(utilities, self._resident, self._slots, cost)) * self._shape.expert_bytes
+        utilities, cost = self._utilities(outlook)
+        paying = exchanges(utilities, self._resident, self._slots, cost)
+        budget = self._transfers(paying, 1 / self._settings.replan_every) * self._shape.expert_bytes
         # Where all demand has risen or fallen, so has what a slot is worth.
         moved = price(utilities, self._slots) - self._price
         thresholds = np.where(self._thresholds < NOBODY, np.maximum(self._thresholds + moved, 1), NOBODY)
@@ -261,11 +261,17 @@ class Planner:
             transfer_s=self._costs.predict(LINK, 1, 0),
         )
 
-    def _transfers(self, paying: int) -> int:
-        """Transfers that a plan may make; `paying`: those that gain something."""
+    def _utilities(self, outlook: Outlook) -> tuple[np.ndarray, int]:
+        """Of every expert, int64 [n_layers, n_experts] in 0..MOST, and what a transfer must gain."""
+        if self._estimator.by_level:
+            return self._estimator.utilities() * (MOST // max(1, self._estimator.top_level)), 0
+        return as_utilities(value(outlook)), transfer_cost(outlook)
+
+    def _transfers(self, paying: int, plans: float = 1.0) -> int:
+        """Transfers that a plan may make; `paying`: those that gain something; `plans`: as of the gate's allowance."""
         link_s = self._step_s * self._settings.replan_every
         # At least one: with a link slower than a step, nothing would ever change otherwise.
-        return self._gate.allowance(min(paying, max(1, int(link_s / self._costs.predict(LINK, 1, 0)))))
+        return self._gate.allowance(min(paying, max(1, int(link_s / self._costs.predict(LINK, 1, 0)))), plans)
 
     def _drift(self) -> float:
         return 1.0 if self._planned_counts is None else drift(self._planned_counts, self._expected())

@@ -12,7 +12,7 @@ from ..core import Plan
 from .assignment import Hint, StepLimit, plan_assignment
 from .assignment_problem import AssignmentProblem
 from .balancer import ThresholdProblem, plan_thresholds
-from .prefetch_order import MOST
+from .prefetch_order import MOST, net
 
 PlanForm = Literal["threshold", "assignment"]
 """Hot by utility, one threshold a layer, exact; or expert by expert, as good as time allows."""
@@ -85,8 +85,8 @@ class PlanningTask:
 
     def _reached_by(self, counts: np.ndarray) -> np.ndarray:
         """Thresholds that at most `counts` experts of each layer reach: the most useful ones, as all cost the same."""
-        net = np.where(self.problem.resident, self.utilities, np.maximum(self.utilities - self.transfer_cost, 0))
-        rows, descending = np.arange(len(counts)), -np.sort(-net, axis=1)
+        worth = net(self.utilities, self.problem.resident, self.transfer_cost)
+        rows, descending = np.arange(len(counts)), -np.sort(-worth, axis=1)
         padded = np.pad(descending, ((0, 0), (1, 1)), constant_values=((0, 0), (NOBODY, 0)))
         last, following = padded[rows, counts], padded[rows, counts + 1]
         return np.maximum(np.where(last > following, last, last + 1), 1)

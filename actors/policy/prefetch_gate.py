@@ -30,7 +30,7 @@ class PrefetchGate:
         self._age = np.full((n_layers, n_experts), -1)
         self._used = self._known = 0.0
         self._outcomes = 0
-        self._plans_closed = 0
+        self._plans_closed = 0.0
         self.open = True
         """Whether plans may transfer freely."""
 
@@ -55,12 +55,15 @@ class PrefetchGate:
         self._resident = resident.copy()
         self._learn(int(useful.sum()), int(useless.sum()))
 
-    def allowance(self, transfers: int) -> int:
-        """How many of `transfers` the next plan may make; to be asked once a plan."""
+    def allowance(self, transfers: int, plans: float = 1.0) -> int:
+        """How many of `transfers` the next plan may make; to be asked once a plan.
+
+        `plans`: what it counts for; less than 1 where the plan that stands is only renewed.
+        """
         if self.open:
             return transfers
-        self._plans_closed += 1
-        if self._plans_closed % PROBE_EVERY:
+        before, self._plans_closed = self._plans_closed, self._plans_closed + plans
+        if self._plans_closed // PROBE_EVERY == before // PROBE_EVERY:
             return 0
         return min(transfers, max(1, int(PROBE_SHARE * transfers)))
 

@@ -71,6 +71,11 @@ def transfer_cost(outlook: Outlook) -> int:
     return round(UNIT * (LEAST_GAIN + TRANSFER_COST * busy))
 
 
+def net(utilities: np.ndarray, held: np.ndarray, cost: int) -> np.ndarray:
+    """`utilities` less what a transfer must gain, where one is needed; 0 at least."""
+    return np.where(held, utilities, np.maximum(utilities - cost, 0))
+
+
 def price(utilities: np.ndarray, slots: int) -> int:
     """Utility of the last expert that would have a slot if all could be moved for nothing."""
     ranked = -np.sort(-utilities, axis=None)

@@ -26,6 +26,7 @@ class TokenTable:
     """Mean routing of each token id, summed over the draft, times the square root of the decayed share + FLOOR."""
 
     top_level = TOP_LEVEL
+    by_level = False
 
     def __init__(self, shape: ModelShape) -> None:
         self._shape = shape

@@ -44,7 +44,7 @@ class SlotsDevice(DeviceServicer):
     """A device reduced to its slots: real ones, really filled from the arena."""
 
     def __init__(self, directory, store, slots, link=None):
-        self.fills = []
+        self.fills, self.asked = [], 0
         self.filled = lambda context: None
         """Called when a fill is over, before it is answered."""
         self._store = store
@@ -65,6 +65,7 @@ class SlotsDevice(DeviceServicer):
 
     def Fill(self, request, context):
         (key,) = keys([request.expert])
+        self.asked += 1
         filled = self.slots.fill(self._source, key, request.utility, request.plan_epoch)
         self.fills.append((key, request.plan_epoch, filled.outcome.name))
         self.filled(context)

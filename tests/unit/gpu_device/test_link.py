@@ -80,3 +80,12 @@ def test_hidden_time_is_transfer_time_under_computation():
     report = meter.report()
     assert (report.busy_s, report.hidden_s, report.bytes) == pytest.approx((6.0, 2.0, 200))
     assert meter.report().busy_s == 0.0
+
+
+def test_a_copy_asked_for_before_is_no_cancelled_one_and_its_time_is_known():
+    log = TransferLog()
+    moved = log.add("x", 3_000_000, 5_000_000, 100, asked_ns=2_000_000)
+    assert not moved.cancelled and log.service_times() == [pytest.approx(3e-3)]
+    log.add("y", 6_000_000, 7_000_000, 50, cancelled=True)
+    assert log.service_times() == [], "half a copy says nothing of a whole one"
+    assert log.add("z", 9_000_000, 8_000_000, 100).service_s == 0.0, "the clock was set back"

@@ -349,3 +349,19 @@ def test_readers_never_see_a_slot_change_while_fills_go_on(host):
             thread.join()
     assert not torn and len(seen) > 2
     slots.check_integrity()
+
+
+def test_what_a_layer_waits_for_is_not_broken_off(host):
+    link, key = Stopped(2), ExpertKey(0, 1)
+    slots = _slots(1, link)
+    filled: list[Filled] = []
+    thread = threading.Thread(target=lambda: filled.append(slots.fill(host.source(), key, 3, 1)))
+    thread.start()
+    assert link.reached.wait(20)
+    slots.count_on([key])
+    utilities = np.zeros((2, 4), dtype=int)
+    utilities[1] = 9
+    assert slots.set_plan(Plan(2, np.ones(2, dtype=int), utilities, 10**6, "GREEDY"))
+    link.go.set()
+    thread.join()
+    assert [each.outcome for each in filled] == [Outcome.FILLED] and slots.cancelled == 0

@@ -50,7 +50,13 @@ def test_a_bypassing_prompt_still_teaches_demand(name):
     estimator = make_estimator(name, SHAPE)
     estimator.observe(RoutingWindow(64, np.array([[64, 64, 0, 0, 0, 0, 0, 0]] * 3), prefill=True))
     assert not estimator.utilities().any()
-    assert estimator.expected_counts(1)[0, 0] > 0.7
+    # From a quarter at first half the way to certainty: a prompt counts for half at most.
+    assert estimator.expected_counts(1)[0, 0] == pytest.approx(0.625)
+    for _ in range(20):
+        estimator.observe(RoutingWindow(64, np.array([[64, 64, 0, 0, 0, 0, 0, 0]] * 3), prefill=True))
+    assert estimator.expected_counts(1)[0, 0] == pytest.approx(0.625), "in however many chunks it comes"
+    estimator.observe(RoutingWindow(64, np.array([[64, 64, 0, 0, 0, 0, 0, 0]] * 3), prefill=True, request="next"))
+    assert estimator.expected_counts(1)[0, 0] == pytest.approx(0.8125)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -11,10 +11,12 @@ from hypothesis.extra.numpy import arrays
 
 from moespac.actors.core import CostSample, ExpertKey, ModelShape, RoutingWindow
 from moespac.actors.policy.assignment_problem import AssignmentProblem
+from moespac.actors.policy.estimator import make_estimator
 from moespac.actors.policy.levels import borders
 from moespac.actors.policy.planner import DRIFT, MAX_DUTY, REFRESH_DUTY, Planner, PlannerSettings
 from moespac.actors.policy.planning_task import Solved
-from moespac.actors.policy.prefetch_gate import PROBE_EVERY
+from moespac.actors.policy.prefetch_gate import PROBE_EVERY, PrefetchGate
+from moespac.actors.policy.prefetch_order import MOST
 
 SHAPE = ModelShape(layer_ids=(1, 2, 4), n_experts=8, top_k=2, hidden_size=32, intermediate_size=16, expert_bytes=3072)
 LARGE = replace(SHAPE, expert_bytes=3 << 20)
@@ -314,3 +316,21 @@ def test_borders_are_utilities_that_experts_have_the_closest_where_slots_run_out
     assert (np.diff(at) > 0).all() and set(at.tolist()) <= set(utilities.ravel().tolist()) - {0}
     last = np.sort(utilities, axis=None)[::-1][min(slots, utilities.size) - 1]
     assert slots > utilities.size or last == 0 or last in at
+
+
+@pytest.mark.parametrize("name", ["as_described", "as_released"])
+def test_the_papers_levels_decide_where_they_are_asked_for(name):
+    made, alike = planner(estimator=name), make_estimator(name, SHAPE)
+    observed(made, steps=3)
+    for _ in range(3):
+        alike.observe(window(0, 3))
+    levels, plan = alike.utilities(), adopted(made, took_s=0.0, now_s=0.0).plan
+    assert plan.transfer_cost == 0 and (plan.utilities == levels * (MOST // max(1, alike.top_level))).all()
+
+
+def test_renewing_a_plan_is_no_reason_to_probe():
+    gate, asked = PrefetchGate(1, 1), 0
+    gate.open = False
+    while not gate.allowance(10, 1 / 8):
+        asked += 1
+    assert asked == 8 * PROBE_EVERY - 1

@@ -41,7 +41,7 @@ async def running(device: ScriptedDevice, kv_bytes: int = 10_000) -> AsyncIterat
     client = DeviceClient(peers, device.name, STEP_TIMEOUT_S)
     loop = StepLoop(client, Turns(4, 4, kv_bytes), LoopSettings(4, 64, restart_patience_s=5.0))
     description = await client.wait_ready(5.0)
-    settings = PlannerSettings("as_described", replan_every=2, deadline_s=0.1)
+    settings = PlannerSettings("decayed", replan_every=2, deadline_s=0.1)
     planner = Planner(shape_from_proto(description.model), description.slots, device.name, [], settings)
     plans = PlanDispatch(shape_from_proto(description.model), planner, client, PrefetcherClient(peers, "prefetcher"))
     await loop.start(description, plans)
@@ -99,7 +99,7 @@ def test_requests_take_turns_and_end_with_statistics(device):
         assert steps == [("model", 1, 2), ("model", 3, 2), ("model", 4, 2)], "never more than is still wanted"
         (choices,) = status.speculation.decisions
         assert (choices.reason, choices.tokens) == ("fixed", 12) and choices.promised_tokens > 0
-        assert (status.planning.estimator, status.planning.prefetch_open) == ("as_described", True)
+        assert (status.planning.estimator, status.planning.prefetch_open) == ("decayed", True)
         assert status.planning.last.solver == "thresholds" and status.planning.last.hot <= 2
         assert 0 < sum(plans.plans for plans in status.planning.plans) == status.planning.last.epoch
         turns = [name for name, _ in device.steps if name in "ab"]
