@@ -298,7 +298,7 @@ def simulate(
     cache_ratio: Annotated[
         list[float] | None, typer.Option(help="Share of all experts that have a slot; may be given several times.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Replayed of each trace, from its start; 0: all, with --paper 400.")] = 0,
+    tokens: Annotated[int, typer.Option(help="Replayed of each trace, from its start; 0: all, with --paper 1000.")] = 0,
     drafts: Annotated[str, typer.Option(help="rate (the hardware file's acceptance) or ngram.")] = "rate",
     paper: Annotated[bool, typer.Option(help="The comparison of the MoE-SpAc paper, with sensitivities.")] = False,
     picture: Annotated[Path | None, typer.Option(help="Write policies × cache ratios as an SVG picture.")] = None,

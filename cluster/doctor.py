@@ -198,7 +198,7 @@ def _uses(gpus: list[dict], cores: int) -> list[Use]:
             "threads", f"gpu device {device}, cpu worker {worker}", f"{cores} usable cores shared out; set as `threads`"
         ),
         link,
-        Use("between processes", "gRPC; weights in shared memory", "one memfd, mapped read-only by workers"),
+        Use("between processes", "gRPC; weights, expert calls in shared memory", "one memfd, read by workers; lanes"),
         Use("expert store", str(cache_folder() / "stores"), "unless a deployment sets model.store"),
         *_measured_costs(cache_folder() / "stores"),
     ]

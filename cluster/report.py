@@ -54,7 +54,7 @@ def generation_table(statistics: GenerationStatistics) -> Table:
         table.add_row(f"drafted by {draft.kind}", f"{draft.steps} steps", share)
     if s.demand:
         table.add_row("demand recall", percent(s.demand_recall), "experts used that the self-draft had predicted")
-    table.add_row("hit rate of hot experts", percent(s.hit_rate), f"{s.hits} of {s.uses} uses found resident")
+    table.add_row("hit rate", percent(s.hit_rate), f"{s.hits} of {s.uses} uses found resident")
     table.add_row("bytes moved", human_bytes(s.bytes_moved), f"to the device{link}{cancelled}")
     table.add_row(
         "transfer time hidden",

@@ -47,7 +47,10 @@ def _work(work: pb.WorkTotals) -> Iterator[Row]:
     hidden = _share(work.transfer_hidden_s, work.transfer_s)
     yield "bytes moved", human_bytes(work.bytes_moved), f"by {work.transfers} transfers; {hidden} of their time hidden"
     restarts = f"; {work.restarts} requests taken up again" if work.restarts else ""
-    yield "expert calls", str(work.expert_calls), f"to workers; {work.fallback_experts} experts fell back{restarts}"
+    calls = f"to workers, {work.lane_calls} by lane; {work.fallback_experts} experts fell back{restarts}"
+    yield "expert calls", str(work.expert_calls), calls
+    waited = f"experts copied for one layer; {work.awaited_experts} waited for on their way to a slot"
+    yield "streamed", str(work.streamed_experts), waited
 
 
 def _speculation(speculation: pb.SpeculationStatus) -> Iterator[Row]:

@@ -158,7 +158,7 @@ class GpuDeviceConfig(Section):
     """`cuda:N`, `cpu`, or `emulated`: computes on the CPU, with slots filled over a throttled `link`."""
     expert_memory: Size
     """Bytes for expert slots; more raises the hit rate; 0: every expert is computed from host memory.
-    Behind a link up to four of the slots, a sixteenth at most, are for experts copied for one layer alone."""
+    Behind a link two to four of 32 or more slots, a sixteenth at most, are for experts copied for one layer alone."""
     kv_memory: Size
     """Bytes for the KV caches of all running requests; a request that does not fit waits or is refused."""
     threads: Count = 1
@@ -272,7 +272,7 @@ class SchedulerConfig(Section):
     plan_deadline: Timeout = 0.03
     """Seconds the solver may take for a plan; the greedy rule answers where it found nothing."""
     replan_every: Count = 8
-    """Steps after which demand is looked at, and planned for anew if it has drifted. Utilities are renewed at each."""
+    """Steps after which demand is looked at, and planned for anew if it has drifted. Between, utilities are renewed."""
     step_timeout: Timeout = 60.0
     """Seconds after which a step counts as failed; the device is looked for again, requests go on from their tokens."""
     placement: Placement = None

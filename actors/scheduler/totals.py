@@ -21,7 +21,12 @@ class Totals:
         work.tokens += tokens
         work.transfers += timings.transfers
         work.expert_calls += timings.expert_calls
+        work.lane_calls += timings.lane_calls
         work.fallback_experts += timings.fallback_experts
+        work.streamed_experts += timings.streamed_experts
+        work.awaited_experts += timings.awaited_experts
+        work.cancelled_transfers += timings.cancelled_transfers
+        work.copy_wait_s += timings.copy_wait_s
         work.expert_wait_s += timings.wait_s
         if reply.prefill:
             work.prefill_tokens += reply.window.tokens

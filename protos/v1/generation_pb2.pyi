@@ -333,7 +333,7 @@ class DecisionTotals(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., steps: _Optional[int] = ..., seconds: _Optional[float] = ..., tokens: _Optional[int] = ..., promised_tokens: _Optional[float] = ...) -> None: ...
 
 class WorkTotals(_message.Message):
-    __slots__ = ("tokens", "prefill_tokens", "steps", "accepted", "decode_s", "prefill_s", "draft_s", "expert_wait_s", "uses", "hits", "transfers", "bytes_moved", "transfer_s", "transfer_hidden_s", "expert_calls", "fallback_experts", "restarts")
+    __slots__ = ("tokens", "prefill_tokens", "steps", "accepted", "decode_s", "prefill_s", "draft_s", "expert_wait_s", "uses", "hits", "transfers", "bytes_moved", "transfer_s", "transfer_hidden_s", "expert_calls", "fallback_experts", "restarts", "lane_calls", "streamed_experts", "awaited_experts", "cancelled_transfers", "copy_wait_s")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -351,6 +351,11 @@ class WorkTotals(_message.Message):
     EXPERT_CALLS_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    LANE_CALLS_FIELD_NUMBER: _ClassVar[int]
+    STREAMED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    COPY_WAIT_S_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     prefill_tokens: int
     steps: int
@@ -368,7 +373,12 @@ class WorkTotals(_message.Message):
     expert_calls: int
     fallback_experts: int
     restarts: int
-    def __init__(self, tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., steps: _Optional[int] = ..., accepted: _Optional[int] = ..., decode_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., draft_s: _Optional[float] = ..., expert_wait_s: _Optional[float] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., transfers: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., restarts: _Optional[int] = ...) -> None: ...
+    lane_calls: int
+    streamed_experts: int
+    awaited_experts: int
+    cancelled_transfers: int
+    copy_wait_s: float
+    def __init__(self, tokens: _Optional[int] = ..., prefill_tokens: _Optional[int] = ..., steps: _Optional[int] = ..., accepted: _Optional[int] = ..., decode_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., draft_s: _Optional[float] = ..., expert_wait_s: _Optional[float] = ..., uses: _Optional[int] = ..., hits: _Optional[int] = ..., transfers: _Optional[int] = ..., bytes_moved: _Optional[int] = ..., transfer_s: _Optional[float] = ..., transfer_hidden_s: _Optional[float] = ..., expert_calls: _Optional[int] = ..., fallback_experts: _Optional[int] = ..., restarts: _Optional[int] = ..., lane_calls: _Optional[int] = ..., streamed_experts: _Optional[int] = ..., awaited_experts: _Optional[int] = ..., cancelled_transfers: _Optional[int] = ..., copy_wait_s: _Optional[float] = ...) -> None: ...
 
 class RequestTotals(_message.Message):
     __slots__ = ("outcomes", "ttft_s", "tpot_s")

@@ -13,8 +13,8 @@ from moespac.configs.quickstart.training.data import load
 HERE = Path(__file__).parent
 DATA = Path(moespac.__file__).resolve().parent.parent / "shared" / "data"
 """Texts and prompts made by others."""
-HELD_OUT = ("thealgorithms_python", "eips", "gutenberg")
-"""Corpora whose held-out parts the bundled models have not seen: code, specifications, novels."""
+HELD_OUT = ("thealgorithms_python", "eips", "state_union")
+"""Corpora whose held-out parts the bundled models have not seen: code, specifications, speeches."""
 PROMPTS = ("humaneval.jsonl.gz", "cnn_dm_80.jsonl", "gsm8k_test.jsonl")
 """Functions to write, articles to summarise, sums in words."""
 CHARACTERS = 450

@@ -38,7 +38,8 @@ class _Coming:
 
 
 class Moespac(OffloadPolicy):
-    """The engine's planner decides on slots and prefetches, its reactive split on misses, its governor on γ.
+    """The engine's planner decides on slots and prefetches, its governor on γ, its reactive split on misses, without
+    what `layer_shares` does beyond it.
 
     A plan takes the time that the machine states for it, and is followed from then on, in the middle of a step too.
     """

@@ -83,7 +83,7 @@ def test_table_has_every_figure():
         ("drafted by self", "40 steps", "88 of 160"),
         ("demand recall", "85.0 %"),
         ("tokens per step", "3.20", "40 decode steps"),
-        ("hit rate of hot experts", "75.0 %"),
+        ("hit rate", "75.0 %"),
         ("bytes moved", "1.5 MiB", "emulated link; 3 transfers cancelled"),
         ("transfer time hidden", "80.0 %", "400.0 ms of 500.0 ms"),
         ("plan time p50 / p99", "50.5 / 99.0 ms", "39 FEASIBLE, 1 GREEDY, 60 OPTIMAL"),
