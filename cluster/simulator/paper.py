@@ -21,8 +21,8 @@ OTHERS = ("moe-spac-released",)
 CACHE_RATIO, GAMMA = 0.17, 8
 LEAST_TOKENS = 1000
 ACCEPTANCES = (0.5, 0.6, 0.7, 0.8, 0.9)
-SHARE_FOR_SENSITIVITY = 10
-"""Sensitivities replay a tenth of the tokens, compared with the nominal constants on the same."""
+SHARE_FOR_SENSITIVITY = 16
+"""Sensitivities replay a sixteenth of the tokens, compared with the nominal constants on the same."""
 
 Speeds = dict[str, dict[str, float]]
 """Policy → trace → tokens per second."""
