@@ -29,6 +29,8 @@ class Script:
     per_event: int = 1
     pause_after: int | None = None
     """Tokens in all after which a stream says nothing more, not even that it is at its end, until `go_on`."""
+    first_after_s: float = 0.0
+    """What the first event of a stream takes at least."""
     refuse: tuple[str, str] | None = None
     """Status code and message to answer every Submit with."""
     context_length: int = 256
@@ -85,6 +87,7 @@ class ScriptedScheduler(generation_pb2_grpc.SchedulingServicer):
 
         context.add_callback(ended)
         started, done, last = time.monotonic(), len(emitted), min(request.max_tokens, len(script.tokens))
+        time.sleep(script.first_after_s)
         while request.request_id not in self.finished:
             if script.pause_after is not None and done >= script.pause_after:
                 gone.wait()
