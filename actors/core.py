@@ -136,6 +136,12 @@ class DraftChoice(NamedTuple):
     kind: str
     """One of DRAFT_KINDS."""
     gamma: int
+    least_match: int = 0
+    """Of n-grams: tokens that must agree, or else they are passed over."""
+    chances: tuple[float, ...] = ()
+    """How likely a token is to stand by how sure its draft is of it, given that all before it do; `policy/chain.py`."""
+    floors: tuple[float, ...] = ()
+    """Another token is drafted while the chance that all so far stand is no less than the next of these; empty: all."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,8 @@ class Proposal:
     tokens: tuple[int, ...] = ()
     logits: tuple[np.ndarray, ...] | None = None
     """What each was chosen from, float [vocab of the target]; None: proposed without drawing."""
+    places: tuple[int, ...] = ()
+    """How sure the draft was of each: one of `chain.PLACES`."""
 
 
 @dataclass(frozen=True)

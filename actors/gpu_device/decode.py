@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from ..core import DraftChoice, Proposal, Sampling, TokenLogprobs
+from ..policy.chain import Chain
 from ..policy.logprobs import token_logprobs
+from ..policy.ngram import Found, Judgement, judge
 from ..policy.sampler import Sampler
 from ..policy.verification import verify
 from .drafts.interface import Draft, DraftState
+from .drafts.ngram import NgramDraft
 from .hook import experts_computed_by
 from .kv import RequestCache
 from .layer import LayerExecutor
@@ -76,6 +79,10 @@ class StepResult:
     """Of the draft that proposed; empty if none did."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of each emitted token, where the session asks for them."""
+    places: tuple[int, ...] = ()
+    """Of each token proposed: as `Proposal.places`."""
+    ngrams: Judgement = field(default_factory=Judgement)
+    """Of what n-grams found, asked or not; nothing found where the device has no such draft."""
 
 
 class Decoder:
@@ -141,6 +148,8 @@ class Decoder:
                 f"and the model's context is {self.target.context_length}"
             )
         started = time.perf_counter()
+        # Asked or not: it takes next to no time, and the verification judges it for nothing.
+        found = self._look_up(session, room)
         kind, draft = self._draft(session, choices, room, run)
         drafted = time.perf_counter()
         logits = self._forward(session, [session.tokens[-1], *draft.tokens], len(draft.tokens) + 1, run)
@@ -157,18 +166,28 @@ class Decoder:
             verified - drafted,
             kind,
             logprobs,
+            draft.places,
+            judge(found, decided.emitted),
         )
+
+    def _look_up(self, session: Session, room: int) -> Found:
+        """What n-grams would propose, of at most `room` tokens."""
+        draft = self.drafts.get("ngram")
+        if not isinstance(draft, NgramDraft) or room < 1:
+            return Found()
+        match, tokens = draft.look_up(session.tokens, session.drafts["ngram"])
+        return Found(match, tokens[:room])
 
     def _draft(self, session: Session, choices: Sequence[DraftChoice], room: int, run: Pass) -> tuple[str, Proposal]:
         """The kind that proposed ("" if none did) and its proposal, of at most `room` tokens."""
         sampler = session.sampler.drafting(len(session.tokens))
         for choice in choices:
-            gamma = min(choice.gamma, room)
-            if gamma < 1:
+            chain = Chain(choice, room)
+            if not chain.wants_more():
                 continue
             state = session.drafts[choice.kind]
-            with run.traced("draft", f"{choice.kind} {gamma}", kind=choice.kind, gamma=gamma):
-                proposal = self.drafts[choice.kind].propose(session.tokens, state, gamma, sampler, run)
+            with run.traced("draft", f"{choice.kind} {chain.most}", kind=choice.kind, gamma=chain.most):
+                proposal = self.drafts[choice.kind].propose(session.tokens, state, chain, sampler, run)
             if proposal.tokens:
                 return choice.kind, proposal
         return "", Proposal()

@@ -54,6 +54,10 @@ def step_reply(device: Device, session: Session, run: Pass, result: StepResult, 
         draft_kind=result.draft_kind,
         predicted=_predicted(run, result),
         behind=session.behind(),
+        confidences=bytes(result.places),
+        ngram_match=result.ngrams.match,
+        ngram_found=result.ngrams.found,
+        ngram_stood=result.ngrams.stood,
         logprobs=[logprobs_to_proto(entry) for entry in result.logprobs],
     )
 

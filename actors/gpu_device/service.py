@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -13,6 +14,7 @@ from ...kernels.threads import use_threads
 from ...protos.v1 import steps_pb2 as pb
 from ...protos.v1.steps_pb2_grpc import DeviceServicer
 from ..core import DraftChoice, ExpertKey
+from ..policy.chain import LONGEST, PLACES
 from ..prefetcher.source import ExpertsUnavailable
 from ..prefetcher.store import StoreCorrupt, StoreError
 from ..transport.messages import plan_from_proto, refs, sampling_from_proto
@@ -163,10 +165,23 @@ class DeviceService(DeviceServicer):
 
 
 def _choices(device: Device, request: pb.StepRequest) -> list[DraftChoice]:
-    for choice in request.drafts:
-        if choice.kind not in device.decoder.drafts:
-            raise BadRequest(
-                f"drafts: {choice.kind!r} is none of this device's drafts: "
-                f"choose among {', '.join(device.decoder.drafts) or 'none'}"
-            )
-    return [DraftChoice(choice.kind, choice.gamma) for choice in request.drafts]
+    return [_choice(device, choice) for choice in request.drafts]
+
+
+def _choice(device: Device, choice: pb.DraftChoice) -> DraftChoice:
+    if choice.kind not in device.decoder.drafts:
+        raise BadRequest(
+            f"drafts: {choice.kind!r} is none of this device's drafts: "
+            f"choose among {', '.join(device.decoder.drafts) or 'none'}"
+        )
+    if len(choice.chances) not in (0, PLACES):
+        raise BadRequest(f"drafts: chances of {choice.kind!r}: {len(choice.chances)} values: give {PLACES} or none")
+    for value in choice.chances:
+        if not 0.0 <= value <= 1.0:
+            raise BadRequest(f"drafts: chances of {choice.kind!r}: {value} is no chance: give 0 to 1")
+    if len(choice.floors) > LONGEST:
+        raise BadRequest(f"drafts: floors of {choice.kind!r}: {len(choice.floors)} values: give at most {LONGEST}")
+    for value in choice.floors:
+        if not math.isfinite(value):
+            raise BadRequest(f"drafts: floors of {choice.kind!r}: {value} is no floor: give finite numbers")
+    return DraftChoice(choice.kind, choice.gamma, choice.least_match, tuple(choice.chances), tuple(choice.floors))

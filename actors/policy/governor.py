@@ -1,33 +1,36 @@
 """Which draft to ask, and for how many tokens: whatever promises most tokens a second, speculation or none.
 
 The long-run rate λ is maximal for the choice that maximises tokens − λ · seconds (Dinkelbach 1967), also where
-n-grams are asked first and answer now and then only.
+n-grams are asked first and answer now and then only, and where a draft ends itself: another token is worth what it
+takes as long as its chance to stand is above λ times its seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
-
-import numpy as np
+from itertools import takewhile
 
 from ..core import DraftChoice
-from .step_model import LONGEST, NGRAM, UNASSISTED, Options, RequestDrafts, StepModel, StepSeen
+from .chain import LONGEST
+from .step_model import NGRAM, UNASSISTED, Drawn, Outlook, RequestDrafts, StepModel, StepSeen
 
-HYSTERESIS = 0.01
-"""Another choice must promise so many tokens more in the same time than the last one."""
-EXPLORATION = 0.006
-"""Share of the decode time that steps taken to learn may lose."""
+EXPLORATION = 0.004
+"""Share of the decode time that steps taken to learn may be expected to lose; they lose some twice that, since what
+looks better than it is, is what is tried."""
 EXPLORE_EVERY = 8
-"""Fewest steps from one that is taken to learn to the next: how small its loss is, is what may be wrong."""
+"""Steps after which something may be taken to learn, and is looked for: how small its loss is, is what may be wrong."""
 SAVED_UP = 500
 """Steps for which that share can be saved; it is saved at the start, when there is most to learn."""
 SMALL_LOSS = 0.02
 """Tokens; what promises so much for what it may lose is tried first, and losses below this are all alike."""
-PRECISION = 1e-3
-"""Of the rate; Dinkelbach's iteration reaches it in two or three rounds."""
+OTHERWISE = 1.25
+"""By how many times longer or shorter a window of the kind that is best must be to teach anything."""
+CURSE = 0.01
+"""What looks best of several is on average worse than it looks: so much of a draft's tokens is not believed."""
+PRECISION, ROUNDS = 1e-3, 6
+"""Of the rate, and most rounds: Dinkelbach's iteration reaches it in two or three, from one step to the next in one."""
 NO_DRAFT = ""
 """Stands for it where kinds of draft are named."""
 
@@ -56,25 +59,21 @@ class Governor:
         self._kinds = tuple(kinds)
         self._model = StepModel(kinds)
         self._fresh_at = dict.fromkeys((*kinds, NO_DRAFT), 0)
-        self._steps = self._explored_at = 0
+        self._steps = self._looked_at = 0
+        self._rates: dict[Drawn, float] = {}
+        """Of the last decision."""
         self._allowed_s: float | None = None
         """What exploring may lose; None: no step was seen yet."""
 
     def decide(self, request: RequestDrafts, remaining: int, gamma: int | None = None) -> Decision:
         """`remaining`: tokens that the request still wants, >= 1; `gamma`: given; None: to be chosen."""
         most = min(LONGEST, LONGEST if gamma is None else gamma, remaining - 1)
-        least = 1 if gamma is None else most
-        options = {k: self._model.options(request, k, least, most, remaining) for k in self._kinds if most >= 1}
-        others = [options[kind] for kind in options if kind != NGRAM]
-        if gamma is None or not others:
-            others.append(UNASSISTED)
-        best = _best(request, reduce(add, others), options.get(NGRAM), self._model.found(request))
+        best = self._best(request, most, remaining, gamma)
         unassisted_rate = 1.0 / self._model.unassisted_s
         rate = best.rate * unassisted_rate
-        explored = self._explored(request, options, best) if gamma is None and options else None
+        explored = self._explored(request, most, best) if gamma is None and most >= 1 else None
         if explored is not None:
             return Decision(explored[0], "explore", rate, unassisted_rate, explored[1])
-        request.last = {False: best.other, True: best.ngram}
         return Decision(best.choices, "best" if gamma is None else "fixed", rate, unassisted_rate)
 
     def observe(self, request: RequestDrafts, decision: Decision, seen: StepSeen) -> None:
@@ -82,8 +81,6 @@ class Governor:
         self._steps += 1
         self._fresh_at[seen.kind] = self._steps
         self._model.observe(request, seen)
-        if decision.reason == "explore":
-            self._explored_at = self._steps
         if decision.reason != "fixed":
             # Charged is what was to be expected: luck, good or bad, is no reason to learn more or less.
             most_s = EXPLORATION * SAVED_UP * self._model.unassisted_s
@@ -94,77 +91,106 @@ class Governor:
         """A step of no request: it says what things take, not how good drafts are."""
         self._model.observe(RequestDrafts(), seen, times_only=True)
 
-    def _explored(
-        self, request: RequestDrafts, options: dict[str, Options], best: _Best
-    ) -> tuple[tuple[DraftChoice, ...], float] | None:
+    def _best(self, request: RequestDrafts, most: int, remaining: int, gamma: int | None) -> _Best:
+        """The choice of the highest rate, found from the rate of the request's last step on."""
+        chains = [kind for kind in self._kinds if kind != NGRAM] if most >= 1 else []
+        looked_up = most >= 1 and NGRAM in self._kinds
+        rate = self._rates.get(request.drawn, 1.0) if request.rate is None else request.rate
+        for _ in range(ROUNDS):
+            if gamma is None:
+                others = [self._model.chain(request, kind, rate, most, remaining) for kind in chains]
+            else:
+                others = [self._model.given(request, kind, most, remaining) for kind in chains]
+            if gamma is None or not others:
+                others.append(UNASSISTED)
+            other = max(others, key=lambda outlook: _sure_gain(outlook, rate))
+            reached = other.tokens / other.times
+            if abs(reached - rate) <= PRECISION * rate:
+                break
+            rate = reached
+        if gamma is None:
+            request.rate = self._rates[request.drawn] = rate
+        found = self._model.ngrams(request, rate, most, None if gamma is None else most) if looked_up else []
+        # A choice takes longer matches than it asks for too: none is asked for beyond one that is not worth it.
+        least = _sure_gain(other, rate)
+        return _Best.of(other, takewhile(lambda entry: _sure_gain(entry[1], rate) > least, found))
+
+    def _explored(self, request: RequestDrafts, most: int, best: _Best) -> tuple[tuple[DraftChoice, ...], float] | None:
         """What may well be better than the best, if the loss is within what may be lost; and that loss, seconds.
 
         Of all that might be, the one that promises most for what it is expected to lose.
         """
-        if self._allowed_s is None or self._allowed_s <= 0.0 or self._steps < self._explored_at + EXPLORE_EVERY:
+        if self._allowed_s is None or self._allowed_s <= 0.0 or self._steps < self._looked_at + EXPLORE_EVERY:
             return None
-        window = 1 + (best.other.gamma if best.other else 0)
+        self._looked_at = self._steps
+        chosen = {outlook.choice: outlook.drafted for outlook in best.outlooks}
+        kinds = {choice.kind if choice else NO_DRAFT: drafted for choice, drafted in chosen.items()}
         found: tuple[float, tuple[DraftChoice, ...], float] | None = None
-        for kind, tried in {NO_DRAFT: UNASSISTED, **options}.items():
-            hopeful = self._model.hopeful(request, tried, self._steps - self._fresh_at.get(kind, 0), window)
-            hopes = hopeful.gains(best.rate)
-            losses = np.maximum(0.0, -tried.gains(best.rate))
-            if kind != NO_DRAFT:
-                losses += best.rate * self._model.catch_up(request, kind)
-            worth = hopes / (losses + SMALL_LOSS)
-            chosen = best.ngram if kind == NGRAM else best.other
-            if chosen in tried.choices:
-                worth[tried.choices.index(chosen)] = 0.0
-            at = int(worth.argmax())
-            if worth[at] > (found[0] if found else 0.0):
-                loss_s = float(losses[at]) / best.rate * self._model.unassisted_s
-                found = float(worth[at]), _those(tried.choices[at], best.other if kind == NGRAM else None), loss_s
+        for kind in (NO_DRAFT, *self._kinds):
+            unseen = self._steps - self._fresh_at[kind]
+            for hope, expected in self._model.hopeful(request, kind, best.rate, most, unseen, best.other.drafted):
+                longer = (1.0 + expected.drafted) / (1.0 + kinds.get(kind, math.inf))
+                if 1.0 / OTHERWISE < longer < OTHERWISE:
+                    continue
+                hoped = hope.gain(best.rate) - best.gain
+                loss = max(0.0, best.gain - expected.gain(best.rate))
+                worth = hoped / (loss + SMALL_LOSS)
+                if worth > (found[0] if found else 0.0):
+                    loss_s = loss / best.rate * self._model.unassisted_s
+                    found = worth, best.with_instead(hope), loss_s
         return found[1:] if found and found[2] <= self._allowed_s else None
 
 
 @dataclass(frozen=True)
 class _Best:
-    """What to ask n-grams for, if anything, and what to do where they find nothing; the rate of the two together."""
+    """What to take of n-grams, and what to do where they find nothing of the kind; the rate of all together."""
 
-    ngram: DraftChoice | None
-    other: DraftChoice | None
-    rate: float
+    ngrams: tuple[Outlook, ...]
+    """The longest match first."""
+    other: Outlook
+    tokens: float
+    times: float
+
+    @classmethod
+    def of(cls, other: Outlook, ngrams: Iterable[tuple[float, Outlook]]) -> _Best:
+        """`ngrams`: each with its share of the steps."""
+        found, tokens, times = list(ngrams), other.tokens, other.times
+        for share, outlook in found:
+            tokens += share * (outlook.tokens - other.tokens)
+            times += share * (outlook.times - other.times)
+        return cls(tuple(outlook for _, outlook in found), other, tokens, times)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a step without a draft."""
+        return self.tokens / self.times
+
+    @property
+    def gain(self) -> float:
+        """As `Outlook.gain`, of what is chosen where n-grams find nothing, at this rate."""
+        return self.other.gain(self.rate)
+
+    @property
+    def outlooks(self) -> tuple[Outlook, ...]:
+        return (*self.ngrams, self.other)
 
     @property
     def choices(self) -> tuple[DraftChoice, ...]:
-        return _those(self.ngram, self.other)
+        return _those(self.outlooks)
+
+    def with_instead(self, tried: Outlook) -> tuple[DraftChoice, ...]:
+        """The choices with `tried` in the place of its like: n-grams of a match as long, or what stands behind them."""
+        if tried.choice is None or tried.choice.kind != NGRAM:
+            return _those((*self.ngrams, tried))
+        least = tried.choice.least_match
+        ngrams = [outlook for outlook in self.ngrams if outlook.choice.least_match != least]
+        return _those((*sorted((*ngrams, tried), key=lambda outlook: -outlook.choice.least_match), self.other))
 
 
-def _those(*choices: DraftChoice | None) -> tuple[DraftChoice, ...]:
-    return tuple(choice for choice in choices if choice is not None)
+def _sure_gain(outlook: Outlook, rate: float) -> float:
+    """As `Outlook.gain`, a draft a little worse than it promises."""
+    return outlook.gain(rate) - (CURSE * outlook.tokens if outlook.choice else 0.0)
 
 
-def _best(request: RequestDrafts, others: Options, ngrams: Options | None, found: float) -> _Best:
-    rate = float(np.max(others.tokens / others.times))
-    last, last_ngram = _place(request.last.get(False), others), _place(request.last.get(True), ngrams)
-    alone = _place(None, others)
-    while True:
-        at = _steadily(last, others, rate, alone)
-        tokens, times, ngram = float(others.tokens[at]), float(others.times[at]), None
-        if ngrams is not None:
-            first = _steadily(last_ngram, ngrams, rate)
-            if ngrams.gains(rate)[first] > others.gains(rate)[at]:
-                ngram = ngrams.choices[first]
-                tokens += found * (float(ngrams.tokens[first]) - tokens)
-                times += found * (float(ngrams.times[first]) - times)
-        if tokens / times <= rate * (1.0 + PRECISION):
-            return _Best(ngram, others.choices[at], tokens / times)
-        rate = tokens / times
-
-
-def _place(choice: DraftChoice | None, options: Options | None) -> int | None:
-    return options.choices.index(choice) if options is not None and choice in options.choices else None
-
-
-def _steadily(last: int | None, options: Options, rate: float, alone: int | None = None) -> int:
-    """Place of the best of `options`, or the `last` where that is hardly worse, and no worse than `alone`."""
-    gains = options.gains(rate)
-    best = int(gains.argmax())
-    if last is None or gains[best] - gains[last] >= HYSTERESIS * options.tokens[best]:
-        return best
-    return last if alone is None or gains[last] >= gains[alone] else best
+def _those(outlooks: Sequence[Outlook]) -> tuple[DraftChoice, ...]:
+    return tuple(outlook.choice for outlook in outlooks if outlook.choice is not None)

@@ -7,6 +7,7 @@ step with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,27 @@ TRUSTED = 2
 BOUNDARY = 2**32 - 1
 """Stands between the texts of a `History`; no token id."""
 TOKEN_BYTES = 4
+
+
+class Found(NamedTuple):
+    """What followed where the same tokens stood before."""
+
+    match: int = 0
+    """How many agreed; 0: nothing was found."""
+    tokens: tuple[int, ...] = ()
+
+
+class Judgement(NamedTuple):
+    """How good a `Found` was, proposed or not."""
+
+    match: int = 0
+    """Tokens that agreed; 0: nothing was found."""
+    found: int = 0
+    """Tokens that followed there."""
+    stood: int = 0
+    """Of those, the first that are also the first of what a step emitted."""
+    emitted: int = 0
+    """By that step: what was found beyond is not decided."""
 
 
 class TokenArray:
@@ -69,7 +91,7 @@ class History:
         return self._held[: self._length]
 
 
-def continuation(own: np.ndarray, history: np.ndarray, count: int) -> list[int]:
+def continuation(own: np.ndarray, history: np.ndarray, count: int) -> Found:
     """At most `count` tokens to follow `own`, uint32: those that followed its longest suffix found earlier.
 
     Suffixes of SHORTEST to LONGEST tokens are looked for in `own` itself and in `history` (`History.view`); of equally
@@ -77,22 +99,30 @@ def continuation(own: np.ndarray, history: np.ndarray, count: int) -> list[int]:
     overlaps the end of `own` is repeated: a text that goes round goes on so. Empty where nothing is found.
     """
     if count < 1:
-        return []
-    here, there = _latest_suffix(own, own), _latest_suffix(history, own)
+        return Found()
+    here, there = latest_suffix(own, own), latest_suffix(history, own)
     longest = max(here[0], there[0])
     if longest < SHORTEST:
-        return []
+        return Found()
     count = min(count, TRUSTED * longest)
     if here[0] >= there[0]:
         followed = own[here[1] :]
         # Beyond the end stands what is being copied: the period is the length of what followed.
-        return np.resize(followed, count).tolist()
+        return Found(longest, tuple(np.resize(followed, count).tolist()))
     followed = history[there[1] : there[1] + count]
     ends = np.flatnonzero(followed == BOUNDARY)
-    return followed[: ends[0] if len(ends) else count].tolist()
+    tokens = tuple(followed[: ends[0] if len(ends) else count].tolist())
+    return Found(longest, tokens) if tokens else Found()
 
 
-def _latest_suffix(text: np.ndarray, own: np.ndarray) -> tuple[int, int]:
+def judge(found: Found, emitted: Sequence[int]) -> Judgement:
+    """`emitted`: what a step decided to follow the text `found` continues, whoever drafted it."""
+    pairs = enumerate(zip(found.tokens, emitted, strict=False))
+    stood = next((at for at, (one, other) in pairs if one != other), min(len(found.tokens), len(emitted)))
+    return Judgement(found.match, len(found.tokens), stood, len(emitted))
+
+
+def latest_suffix(text: np.ndarray, own: np.ndarray) -> tuple[int, int]:
     """Length of the longest suffix of `own` that ends in `text` before its last token, and where it ends latest.
 
     (0, 0) if not even the last token of `own` is found.

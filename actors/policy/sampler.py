@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import Sampling
 from .penalties import penalise
-from .sampling import choose_token, warp
+from .sampling import choose_token, draw_token, warp
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Sampler:
     def choose(self, logits: np.ndarray, tokens: Sequence[int]) -> int:
         """The token to follow `tokens` (prompt included), by coupled sampling, from `logits`, float [vocab]."""
         return choose_token(self._penalised(logits, tokens), self.sampling, len(tokens), self.window)
+
+    def draw(self, logits: np.ndarray, tokens: Sequence[int]) -> tuple[int, float]:
+        """The token that `choose` gives, for a draft, and how sure the draft is that it will stand (`draw_token`)."""
+        return draw_token(self._penalised(logits, tokens), self.sampling, len(tokens), self.window)
 
     def log_probabilities(self, logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
         """What `choose` draws from: float64 [vocab], −inf for excluded tokens. The temperature must be above 0."""

@@ -21,10 +21,41 @@ def choose_token(logits: np.ndarray, sampling: Sampling, position: int, window: 
     """
     if sampling.greedy:
         return int(np.argmax(_checked(logits)))
+    kept, _, scores = _scored(logits, sampling, position, window)
+    return int(kept[np.argmax(scores)])
+
+
+def draw_token(logits: np.ndarray, sampling: Sampling, position: int, window: int | None = None) -> tuple[int, float]:
+    """`choose_token` for a draft: the token, and how sure the draft is that it will stand, in (0, 1].
+
+    That is the token's share in the softmax of the scores it is the largest of. Coupled, these are log p + noise: the
+    target's noise is the same, so a token that leads by much here will lead there too, however improbable it was.
+    Noise of a window says nothing of the target: the confidence is then the token's probability.
+    """
+    if sampling.greedy:
+        scores = _checked(logits)
+        token = int(np.argmax(scores))
+        return token, _share(scores, token)
+    kept, logp, scores = _scored(logits, sampling, position, window)
+    at = int(np.argmax(scores))
+    return int(kept[at]), _share(scores, at) if window is None else float(np.exp(logp[at]))
+
+
+def _scored(
+    logits: np.ndarray, sampling: Sampling, position: int, window: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens that are not excluded, ascending, their log-probabilities, and those with noise; [kept] each."""
     logp = warp(logits, sampling)
     kept = np.flatnonzero(np.isfinite(logp))
     noise = _to_gumbel(_noise(sampling.seed, position, int(kept[-1]) + 1, window)[kept])
-    return int(kept[np.argmax(logp[kept] + noise)])
+    logp = logp[kept]
+    return kept, logp, logp + noise
+
+
+def _share(scores: np.ndarray, largest: int) -> float:
+    """Of the largest of `scores` in their softmax."""
+    with np.errstate(over="ignore"):
+        return float(1.0 / np.exp(scores - scores[largest]).sum(dtype=np.float64))
 
 
 def warp(logits: np.ndarray, sampling: Sampling) -> np.ndarray:

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
 from ..core import DraftChoice
-from .acceptance_rates import BOUNDS, AcceptanceRates, Alikeness, RequestRates, expected_tokens
+from .acceptance_rates import BOUNDS, AcceptanceRates, Alikeness, RequestRates, Tried
+from .chain import LONGEST, PLACES, UNKNOWN
+from .chain_forecast import floors_of, forecast
+from .ngram import Judgement
+from .ngram_record import MATCHES, NgramRecord, RequestNgrams
 from .step_times import DraftTimes, WindowTimes
 
-LONGEST = 16
-"""Most draft tokens a step."""
 NGRAM = "ngram"
-RATES = {"model": 0.7, NGRAM: 0.6, "self": 0.7}
-"""Acceptance assumed of a draft never verified."""
+Drawn = Literal["greedy", "coupled", "rejection"]
+"""How a request's tokens are chosen: drafts hit greedy texts more often, and are sure of other things."""
+PRIOR = np.array([0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.93, 0.97, 0.98, 0.7])
+"""Acceptance assumed of a draft never verified, by place: as sure as it is."""
+PRIOR_SHARES = np.array([0.03, 0.05, 0.07, 0.08, 0.08, 0.08, 0.08, 0.12, 0.1, 0.1, 0.21, 0.0])
+"""How often places are assumed to occur."""
+NOT_SAID = np.eye(PLACES)[UNKNOWN]
+"""Of a draft that does not say how sure it is."""
+SHARES_WEIGHT, REQUEST_SHARES_WEIGHT, SHARES_KEPT = 16.0, 16.0, 0.998
+"""Tokens that those of all requests, and those of one, start with; weight that a token keeps at the next."""
 TIMES = {"model": (0.1, 0.25, 0.01), NGRAM: (0.01, 0.0001, 0.0), "self": (0.1, 0.8, 0.0)}
 """`DraftTimes` priors."""
 TRIED_AGAIN = 100.0
 """Steps without a kind after which its windows are doubted twice as much, thrice after twice as many: a wrong belief
 that keeps a draft from being asked would keep itself."""
-FOUND, MATCH_WEIGHT, ALWAYS_MATCH_WEIGHT = 0.5, 0.1, 0.01
-"""Share of the steps for which n-grams find something: at first; weight of the newest step of a request, and of all."""
+STANDS_FOR, STANDS_WITHIN = 4, 0.03
+"""An outlook stands for so many further steps, and while the rate that its floors are for is so near, relatively."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,6 @@ class StepSeen:
 
     kind: str
     """Of the draft that proposed; empty: none did."""
-    asked: int
-    """Tokens it was asked for."""
     proposed: int
     accepted: int
     draft_s: float
@@ -42,53 +50,59 @@ class StepSeen:
     """The whole step, as the scheduler waits for it."""
     behind: Mapping[str, int] = field(default_factory=dict)
     """By kind: tokens that its next proposal must catch up on."""
-    ngrams_found_nothing: bool = False
-    """They were asked, and another draft or none was verified."""
+    places: Sequence[int] = ()
+    """How sure the draft was of each token proposed, as of `chain.place_of`; empty: it does not say."""
+    ngrams: Judgement | None = None
+    """None: they were not looked up."""
 
 
 @dataclass
 class RequestDrafts:
     """What is known of one request."""
 
-    sampled: bool = False
-    """Greedy texts repeat themselves more, and drafts hit them more often: they are told apart from the start."""
+    drawn: Drawn = "greedy"
     behind: dict[str, int] = field(default_factory=dict)
     """As `StepSeen.behind`."""
     rates: dict[str, RequestRates] = field(default_factory=dict)
-    found: float | None = None
-    """Share of the steps for which n-grams found something; None: they were not asked yet."""
-    tokens: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
-    """By kind: expected tokens of a step, and after how many verified drafts of the kind they were reckoned."""
-    last: dict[bool, DraftChoice | None] = field(default_factory=dict)
-    """Of the step before: what was chosen of n-grams (True) and of all else (False)."""
+    ngrams: RequestNgrams = field(default_factory=RequestNgrams)
+    rate: float | None = None
+    """Of its last decision, tokens a step without a draft; None: it had none."""
+    outlooks: dict[str, Reckoned] = field(default_factory=dict)
+    """By kind."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """Drafts that a step might have, and what each promises."""
+class Outlook:
+    """What a step with a draft may be expected to be."""
 
-    choices: tuple[DraftChoice | None, ...]
+    choice: DraftChoice | None
     """None: no draft."""
-    tokens: np.ndarray
-    """Expected; float64, one a choice."""
-    times: np.ndarray
-    """Expected, in steps without a draft; float64, one a choice."""
+    tokens: float
+    """Emitted."""
+    times: float
+    """It takes, in steps without a draft."""
+    drafted: float
+    """Tokens verified beside the target's own."""
 
-    def gains(self, rate: float) -> np.ndarray:
-        """Tokens more than `rate` (tokens a step without a draft) would yield in the same time; float64."""
+    def gain(self, rate: float) -> float:
+        """Tokens more than `rate` (tokens a step without a draft) would yield in the same time."""
         return self.tokens - rate * self.times
 
-    def __add__(self, other: Options) -> Options:
-        return Options(
-            self.choices + other.choices,
-            np.concatenate([self.tokens, other.tokens]),
-            np.concatenate([self.times, other.times]),
-        )
+
+@dataclass(frozen=True)
+class Reckoned:
+    """An outlook and what it was reckoned for."""
+
+    outlook: Outlook
+    step: int
+    rate: float
+    most: int
 
 
-NOTHING_KNOWN = RequestRates(LONGEST)
-UNASSISTED = Options((None,), np.ones(1), np.ones(1))
+NOTHING_KNOWN = RequestRates(PLACES)
+UNASSISTED = Outlook(None, 1.0, 1.0, 0.0)
 """A step without a draft, the measure of all others."""
+COUNTS = np.arange(LONGEST + 1)
 
 
 class StepModel:
@@ -96,14 +110,14 @@ class StepModel:
 
     def __init__(self, kinds: Sequence[str]) -> None:
         """`kinds`: of the drafts there are."""
-        both = [(kind, sampled) for kind in kinds for sampled in (False, True)]
-        self._rates = {key: AcceptanceRates(LONGEST, RATES[key[0]]) for key in both}
-        self._alike = {key: Alikeness() for key in both}
-        self._verified = dict.fromkeys(both, 0)
-        self._found = dict.fromkeys((False, True), FOUND)
+        self._rates: dict[tuple[str, Drawn], AcceptanceRates] = {}
+        self._alike: dict[tuple[str, Drawn], Alikeness] = {}
+        self._shares: dict[tuple[str, Drawn], np.ndarray] = {}
+        self._ngrams: dict[Drawn, NgramRecord] = {}
         self._drafts = {kind: DraftTimes(TIMES[kind]) for kind in kinds}
         self._windows = WindowTimes(LONGEST + 1)
         self._factors = self._windows.factors()
+        self._steps = 0
 
     @property
     def unassisted_s(self) -> float:
@@ -112,85 +126,152 @@ class StepModel:
 
     def observe(self, request: RequestDrafts, seen: StepSeen, times_only: bool = False) -> None:
         """`times_only`: of a step whose text says nothing of real ones."""
+        self._steps += 1
         self._windows.observe(seen.proposed + 1, seen.turn_s - seen.draft_s)
         self._factors = self._windows.factors()
         if seen.kind:
             took = seen.draft_s / self._windows.seconds
             self._drafts[seen.kind].observe(seen.proposed, request.behind.get(seen.kind, 0), took)
-            if not times_only:
+        if not times_only:
+            if seen.kind not in ("", NGRAM):
                 self._learn_rates(request, seen)
-        if not times_only and (seen.kind == NGRAM or seen.ngrams_found_nothing):
-            found = self.found(request)
-            request.found = found + MATCH_WEIGHT * ((seen.kind == NGRAM) - found)
-            always = self._found[request.sampled]
-            self._found[request.sampled] += ALWAYS_MATCH_WEIGHT * ((seen.kind == NGRAM) - always)
+            if seen.ngrams is not None:
+                self._record(request).observe(request.ngrams, seen.ngrams)
         request.behind = dict(seen.behind)
 
-    def found(self, request: RequestDrafts) -> float:
-        """Share of the steps of `request` for which n-grams find something."""
-        return self._found[request.sampled] if request.found is None else request.found
+    def chain(self, request: RequestDrafts, kind: str, rate: float, most: int, remaining: int) -> Outlook:
+        """A draft that says how sure it is, and ends itself where another token would not earn `rate`.
 
-    def options(self, request: RequestDrafts, kind: str, least: int, most: int, remaining: int) -> Options:
-        """Steps with `least` (>= 1) to `most` tokens of `kind`; `remaining`: tokens that the request still wants.
-
-        What must be caught up on first is paid once and shared by all the steps that remain.
+        `rate`: tokens a step without a draft; `most`: tokens, >= 1; `remaining`: tokens that the request still wants.
         """
-        tokens = self._tokens_of(request, kind)
-        times = self._factors + self._drafts[kind].times(LONGEST)
-        if behind := self.catch_up(request, kind):
-            times += behind * np.minimum(1.0, tokens / max(1, remaining))
-        part = slice(least, most + 1)
-        return Options(_choices(kind)[part], tokens[part], times[part])
+        known = request.outlooks.get(kind)
+        if (
+            known is None
+            or known.most != most
+            or self._steps - known.step >= STANDS_FOR
+            or abs(rate - known.rate) > STANDS_WITHIN * known.rate
+        ):
+            outlook = self._ended(request, kind, rate, most, self._chances(request, kind), self._factors)
+            known = request.outlooks[kind] = Reckoned(outlook, self._steps, rate, most)
+        return self._caught_up(request, known.outlook, remaining)
 
-    def hopeful(self, request: RequestDrafts, options: Options, unseen: int, against: int) -> Options:
-        """The same, all of one kind, as good as they may well be: a standard deviation better, more if long unseen.
+    def given(self, request: RequestDrafts, kind: str, gamma: int, remaining: int) -> Outlook:
+        """A draft of `gamma` tokens, however unlikely."""
+        mean = float(self._shares_of(request, kind) @ self._chances(request, kind))
+        tokens = float(np.sum(mean ** COUNTS[: gamma + 1]))
+        times = float(self._factors[gamma] + self._drafts[kind].times(LONGEST)[gamma])
+        return self._caught_up(request, Outlook(DraftChoice(kind, gamma), tokens, times, gamma), remaining)
 
-        `unseen`: steps since the kind was verified last; `against`: tokens of the window they are to be better than.
+    def ngrams(
+        self, request: RequestDrafts, rate: float, most: int, gamma: int | None, factors: np.ndarray | None = None
+    ) -> list[tuple[float, Outlook]]:
+        """For each kind of match, the longest first: in which share of the steps it is found, and the best of it.
+
+        `gamma`: given, or None; `factors`: of windows, those that may well be rather than those expected.
         """
-        choice = options.choices[0]
-        if choice is None:
-            part, tokens = slice(0, 1), options.tokens
-        else:
-            part = slice(choice.gamma, choice.gamma + len(options.choices))
-            rates = self._rates_of(request, choice.kind)
-            alike = self._alike[choice.kind, request.sampled].tokens
-            known = request.rates.get(choice.kind, NOTHING_KNOWN)
-            doubt = math.hypot(self._rates[choice.kind, request.sampled].doubt(unseen), known.doubt(rates, alike))
-            rates = np.minimum(rates + doubt, BOUNDS[1])
-            tokens = expected_tokens(rates)[part]
-        doubts = self._windows.doubts(against)[part] * (1.0 + unseen / TRIED_AGAIN)
-        saved = self._factors[part] * -np.expm1(-doubts)
-        return Options(options.choices, tokens, options.times - saved)
+        record = self._record(request)
+        shares = record.shares(request.ngrams)
+        all_times = (self._factors if factors is None else factors) + self._drafts[NGRAM].times(LONGEST)
+        found = []
+        for at in range(len(MATCHES) - 1, -1, -1):
+            tokens = record.tokens(request.ngrams, at)[: most + 1]
+            times = all_times[: len(tokens)]
+            best = int((tokens - rate * times)[1:].argmax()) + 1 if gamma is None else min(gamma, len(tokens) - 1)
+            choice = DraftChoice(NGRAM, best if gamma is None else gamma, MATCHES[at])
+            found.append((float(shares[at]), Outlook(choice, float(tokens[best]), float(times[best]), best)))
+        return found
 
-    def catch_up(self, request: RequestDrafts, kind: str) -> float:
-        """Time that the next proposal of `kind` takes longer for what it is behind."""
-        behind = request.behind.get(kind, 0)
-        return self._drafts[kind].catch_up(behind) if behind else 0.0
+    def hopeful(
+        self, request: RequestDrafts, kind: str, rate: float, most: int, unseen: int, against: float
+    ) -> list[tuple[Outlook, Outlook]]:
+        """Drafts of `kind` ("": none) as good as they may well be, each with what is expected of it.
 
-    def _tokens_of(self, request: RequestDrafts, kind: str) -> np.ndarray:
-        # Most steps verify one kind: what the others promise stands.
-        after, tokens = request.tokens.get(kind, (-1, None))
-        if after != (verified := self._verified[kind, request.sampled]):
-            tokens = expected_tokens(self._rates_of(request, kind))
-            request.tokens[kind] = verified, tokens
-        return tokens
+        A standard deviation better, more if the kind was not verified for `unseen` steps. `against`: draft tokens
+        of the choice that they are to be better than: what all windows share decides nothing.
+        """
+        doubts = self._windows.doubts(1 + round(against)) * (1.0 + unseen / TRIED_AGAIN)
+        factors = self._factors * np.exp(-doubts)
+        if not kind:
+            return [(Outlook(None, 1.0, float(factors[0]), 0.0), UNASSISTED)]
+        if kind == NGRAM:
+            hopes = self.ngrams(request, rate, most, None, factors)
+            return [(hope, self._again(request, rate, hope)) for share, hope in hopes if share > 0.02]
+        chances = self._chances(request, kind)
+        rates, known = self._pooled(kind, request.drawn), request.rates.get(kind, NOTHING_KNOWN)
+        alike = self._alike.setdefault((kind, request.drawn), Alikeness()).tokens
+        doubt = math.hypot(rates.doubt(unseen), known.doubt(rates.rates(), alike))
+        best = np.minimum(chances + doubt, BOUNDS[1])
+        hope = self._ended(request, kind, rate, most, best, factors)
+        # Where it ends itself is for what is believed to be decided by.
+        choice = hope.choice._replace(chances=tuple(chances.tolist()))
+        expected = self._reckon(request, kind, chances, np.array(choice.floors), self._factors)
+        return [(replace(hope, choice=choice), self._caught_up(request, Outlook(choice, *expected), 1))]
 
-    def _rates_of(self, request: RequestDrafts, kind: str) -> np.ndarray:
-        rates = self._rates[kind, request.sampled].rates()
+    # ---- what is known ---------------------------------------------------------------------------------------------
+
+    def _record(self, request: RequestDrafts) -> NgramRecord:
+        return self._ngrams.setdefault(request.drawn, NgramRecord(LONGEST))
+
+    def _pooled(self, kind: str, drawn: Drawn) -> AcceptanceRates:
+        return self._rates.setdefault((kind, drawn), AcceptanceRates(PRIOR))
+
+    def _chances(self, request: RequestDrafts, kind: str) -> np.ndarray:
+        """Of each place in this request; float64 [PLACES]."""
+        rates = self._pooled(kind, request.drawn).rates()
         if kind not in request.rates:
             return rates
-        return request.rates[kind].corrected(rates, self._alike[kind, request.sampled].tokens)
+        alike = self._alike.setdefault((kind, request.drawn), Alikeness())
+        return request.rates[kind].corrected(rates, alike.tokens)
+
+    def _shares_of(self, request: RequestDrafts, kind: str) -> np.ndarray:
+        """How often each place occurs in this request; float64 [PLACES]."""
+        shares = self._shares.get((kind, request.drawn), SHARES_WEIGHT * PRIOR_SHARES)
+        shares = shares / shares.sum()
+        if kind not in request.rates:
+            return shares
+        tried = request.rates[kind].tried
+        return (tried + REQUEST_SHARES_WEIGHT * shares) / (tried.sum() + REQUEST_SHARES_WEIGHT)
+
+    def _ended(
+        self, request: RequestDrafts, kind: str, rate: float, most: int, chances: np.ndarray, factors: np.ndarray
+    ) -> Outlook:
+        token_s = np.diff(self._drafts[kind].times(LONGEST))
+        token_s[0] = token_s[-1]
+        mean = float(self._shares_of(request, kind) @ chances)
+        floors = floors_of(rate * (token_s + np.diff(factors))[:most], mean)
+        tokens, times, drafted = self._reckon(request, kind, chances, floors, factors)
+        choice = DraftChoice(kind, most, chances=tuple(chances.tolist()), floors=tuple(floors.tolist()))
+        return Outlook(choice, tokens, times, drafted)
+
+    def _reckon(
+        self, request: RequestDrafts, kind: str, chances: np.ndarray, floors: np.ndarray, factors: np.ndarray
+    ) -> tuple[float, float, float]:
+        """Tokens, times and draft tokens of a step, as expected."""
+        tokens, lengths = forecast(chances, self._shares_of(request, kind), floors)
+        times = (factors + self._drafts[kind].times(LONGEST))[: len(lengths)]
+        return tokens, float(lengths @ times), float(lengths @ COUNTS[: len(lengths)])
+
+    def _again(self, request: RequestDrafts, rate: float, hope: Outlook) -> Outlook:
+        """What is expected of an n-gram draft that was hoped for."""
+        gamma, times = hope.choice.gamma, self._factors + self._drafts[NGRAM].times(LONGEST)
+        return Outlook(hope.choice, hope.tokens, float(times[gamma]), gamma)
+
+    def _caught_up(self, request: RequestDrafts, outlook: Outlook, remaining: int) -> Outlook:
+        """With what must be computed first, which is paid once and shared by all the steps that remain."""
+        behind = request.behind.get(outlook.choice.kind, 0)
+        if not behind:
+            return outlook
+        late = self._drafts[outlook.choice.kind].catch_up(behind) * min(1.0, outlook.tokens / max(1, remaining))
+        return Outlook(outlook.choice, outlook.tokens, outlook.times + late, outlook.drafted)
 
     def _learn_rates(self, request: RequestDrafts, seen: StepSeen) -> None:
-        # A proposal shorter than asked for ended its chain as a rejected token does.
-        tried = min(seen.asked, seen.accepted + 1, LONGEST)
-        key, known = (seen.kind, request.sampled), request.rates.setdefault(seen.kind, RequestRates(LONGEST))
-        self._verified[key] += 1
-        self._alike[key].observe(known, self._rates[key].rates(), tried, seen.accepted)
-        self._rates[key].observe(tried, seen.accepted)
-        known.observe(tried, seen.accepted)
-
-
-@cache
-def _choices(kind: str) -> tuple[DraftChoice, ...]:
-    return tuple(DraftChoice(kind, gamma) for gamma in range(LONGEST + 1))
+        key, known = (seen.kind, request.drawn), request.rates.setdefault(seen.kind, RequestRates(PLACES))
+        places = seen.places or [UNKNOWN] * seen.proposed
+        tried = Tried(places[: min(seen.accepted + 1, seen.proposed)], seen.accepted, PLACES)
+        rates = self._pooled(*key)
+        self._alike.setdefault(key, Alikeness()).observe(known, rates.rates(), tried)
+        rates.observe(tried)
+        known.observe(tried)
+        # A draft that does not say how sure it is never does.
+        shares = self._shares.get(key, SHARES_WEIGHT * (NOT_SAID if places[0] == UNKNOWN else PRIOR_SHARES))
+        self._shares[key] = shares * SHARES_KEPT**tried.tokens + tried.tried

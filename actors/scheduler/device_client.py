@@ -65,7 +65,7 @@ class DeviceClient:
 
         A step that takes longer than the step timeout raises DeviceLost: whatever holds the device up, it is of no use.
         """
-        drafts = [pb.DraftChoice(kind=kind, gamma=gamma) for kind, gamma in choices]
+        drafts = [pb.DraftChoice(**choice._asdict()) for choice in choices]
         message = pb.StepRequest(request_id=request_id, drafts=drafts, prefill_chunk=prefill_chunk, trace=trace)
         try:
             return await self._call("Step", message, min(remaining_s, self._step_timeout_s))

@@ -27,7 +27,7 @@ class DraftTotals:
         """A step that decoded, as decided and as it went."""
         tokens = seen.accepted + 1
         self._last = decision
-        self._steps[seen.kind, seen.asked] += 1
+        self._steps[seen.kind, seen.proposed] += 1
         if seen.kind:
             self._drafts.setdefault(seen.kind, DraftTally()).add(seen.proposed, seen.accepted)
         total = self._decisions.setdefault(decision.reason, pb.DecisionTotals(reason=decision.reason))

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from ...protos.v1 import generation_pb2
 from ...protos.v1 import steps_pb2 as pb
 from ..core import DraftChoice
+from ..policy.chain import LONGEST
 from ..policy.governor import Decision, Governor
-from ..policy.step_model import LONGEST, NGRAM, StepSeen
+from ..policy.ngram import Judgement
+from ..policy.step_model import NGRAM, StepSeen
 from .draft_totals import DraftTotals
 from .request import Request
 
@@ -62,7 +64,7 @@ def most_tokens(gamma: int | None, kinds: Sequence[str]) -> int:
 
 def decision_span(decision: Decision, start_ns: int) -> pb.Span:
     """A decision on the timeline, made since `start_ns`."""
-    chosen = " or ".join(f"{kind} {gamma}" for kind, gamma in decision.choices) or "no draft"
+    chosen = " or ".join(map(_named, decision.choices)) or "no draft"
     return pb.Span(
         row="governor",
         name=chosen,
@@ -76,15 +78,20 @@ def decision_span(decision: Decision, start_ns: int) -> pb.Span:
     )
 
 
+def _named(choice: DraftChoice) -> str:
+    match = f" from {choice.least_match} on" if choice.least_match else ""
+    return f"{choice.kind}{match} {'up to ' if choice.floors else ''}{choice.gamma}"
+
+
 def _seen(choices: Sequence[DraftChoice], reply: pb.StepReply, turn_s: float) -> StepSeen:
-    asked = {kind: gamma for kind, gamma in choices}
+    found = Judgement(reply.ngram_match, reply.ngram_found, reply.ngram_stood, len(reply.emitted))
     return StepSeen(
         kind=reply.draft_kind,
-        asked=asked.get(reply.draft_kind, 0),
         proposed=reply.proposed,
         accepted=reply.accepted,
         draft_s=reply.timings.draft_s,
         turn_s=turn_s,
         behind=dict(reply.behind),
-        ngrams_found_nothing=NGRAM in asked and reply.draft_kind != NGRAM,
+        places=tuple(reply.confidences),
+        ngrams=found,
     )

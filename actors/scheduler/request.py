@@ -66,7 +66,7 @@ class Request:
     """Times the device was lost since this request last made progress."""
 
     def __post_init__(self) -> None:
-        self.drafts = RequestDrafts(sampled=self.sampling.temperature > 0)
+        self.drafts = RequestDrafts("greedy" if self.sampling.greedy else self.sampling.verification)
 
     @property
     def remaining(self) -> int:

@@ -62,7 +62,7 @@ def _work(work: pb.WorkTotals) -> Iterator[Metric]:
 def _speculation(speculation: pb.SpeculationStatus) -> Iterator[Metric]:
     steps = {(entry.kind or NO_DRAFT, str(entry.gamma)): entry.steps for entry in speculation.steps}
     rates = {("best",): speculation.predicted_rate, ("none",): speculation.predicted_unassisted_rate}
-    yield _counters("steps", "Decode steps by draft and tokens asked for", steps, "draft", "gamma")
+    yield _counters("steps", "Decode steps by draft and tokens of it", steps, "draft", "gamma")
     for name, text, field in (
         ("governor_steps", "Steps by the reason for their draft", "steps"),
         ("governor_seconds", "Time of these steps", "seconds"),

@@ -9,14 +9,13 @@ position, so all policies and draft lengths meet the same drafts.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from ...actors.policy.ngram import SHORTEST, TRUSTED, latest_suffix
 from .traces import Sequence
-
-LONGEST_NGRAM = 3
 
 
 def routing_counts(ids: np.ndarray, n_experts: int) -> np.ndarray:
@@ -46,8 +45,14 @@ class Window:
         return routing_counts(self.ids, n_experts)
 
 
-Drafting = Callable[[Sequence, int, int], Window]
-"""(sequence, position of the last emitted token, γ) → window; it never passes the sequence's end."""
+class Drafting(Protocol):
+    """Drafts of a sequence; `at`: position of the last emitted token."""
+
+    def __call__(self, sequence: Sequence, at: int, gamma: int) -> Window:
+        """The window with at most `gamma` tokens; it never passes the sequence's end."""
+
+    def match(self, sequence: Sequence, at: int) -> int:
+        """Tokens that agree where n-grams find something; 0: they find nothing, or the drafts are no n-grams."""
 
 
 class RateAcceptance:
@@ -66,6 +71,9 @@ class RateAcceptance:
         accepted = int(refused[0]) if len(refused) else gamma
         return _window(sequence, at, accepted, _run(len(sequence.ids), at, gamma, accepted, elsewhere[at]))
 
+    def match(self, sequence: Sequence, at: int) -> int:
+        return 0
+
     def _draws(self, sequence: Sequence) -> tuple[np.ndarray, np.ndarray]:
         if sequence.name not in self._drawn:
             random = np.random.default_rng((self._seed, zlib.crc32(sequence.name.encode())))
@@ -74,7 +82,7 @@ class RateAcceptance:
 
 
 class NgramReplay:
-    """Prompt lookup on the trace's tokens: what followed the latest earlier place of the last n, n = 3, 2, 1.
+    """Prompt lookup on the trace's tokens, as the engine's: `policy/ngram.py`.
 
     Accepted is what agrees with the trace. Where the place copied from was generated too, its routing is that of
     the rejected tokens; a copy from the prompt takes a run from elsewhere.
@@ -84,31 +92,29 @@ class NgramReplay:
         self._fallback = RateAcceptance(0.0, seed)
 
     def __call__(self, sequence: Sequence, at: int, gamma: int) -> Window:
-        if not sequence.token_ids:
-            raise ValueError(f"sequence {sequence.name!r} has no token strings; n-gram replay needs them")
-        text = sequence.prompt_ids + sequence.token_ids
-        now = len(sequence.prompt_ids) + at
-        source = _earlier(text, now)
-        gamma = min(gamma, len(sequence.ids) - 1 - at, now - source if source is not None else 0)
-        draft = text[source + 1 : source + 1 + gamma] if gamma else ()
+        text, now = self._text(sequence), len(sequence.prompt_ids) + at
+        match, after = latest_suffix(text[: now + 1], text[: now + 1])
+        gamma = min(gamma, len(sequence.ids) - 1 - at, TRUSTED * match if match >= SHORTEST else 0)
+        draft = np.resize(text[after : now + 1], gamma).tolist()
         accepted = 0
         while accepted < gamma and draft[accepted] == text[now + 1 + accepted]:
             accepted += 1
-        copied = source + 1 + accepted - len(sequence.prompt_ids) if gamma else 0
-        if copied < 0:
-            copied = int(_run(len(sequence.ids), at, gamma, accepted, 0.5)[0]) if accepted < gamma else 0
-        window = _window(sequence, at, accepted, np.arange(copied, copied + gamma - accepted))
-        return Window(window.ids, (text[now], *draft), accepted)
+        copied = np.resize(np.arange(after, now + 1), gamma)[accepted:] - len(sequence.prompt_ids)
+        if (copied < 0).any():
+            copied = _run(len(sequence.ids), at, gamma, accepted, 0.5)
+        window = _window(sequence, at, accepted, copied)
+        return Window(window.ids, (int(text[now]), *draft), accepted)
 
+    def match(self, sequence: Sequence, at: int) -> int:
+        text = self._text(sequence)[: len(sequence.prompt_ids) + at + 1]
+        match, _ = latest_suffix(text, text)
+        return match if match >= SHORTEST else 0
 
-def _earlier(text: tuple[int, ...], now: int) -> int | None:
-    """Latest index before `now` at which the n-gram ending in text[now] has ended before, longest n first."""
-    for n in range(min(LONGEST_NGRAM, now), 0, -1):
-        wanted = text[now - n + 1 : now + 1]
-        for end in range(now - 1, n - 2, -1):
-            if text[end] == wanted[-1] and text[end - n + 1 : end + 1] == wanted:
-                return end
-    return None
+    def _text(self, sequence: Sequence) -> np.ndarray:
+        """Prompt and output; uint32."""
+        if not sequence.token_ids:
+            raise ValueError(f"sequence {sequence.name!r} has no token strings; n-gram replay needs them")
+        return np.array(sequence.prompt_ids + sequence.token_ids, dtype=np.uint32)
 
 
 def _run(length: int, at: int, gamma: int, accepted: int, where: float) -> np.ndarray:

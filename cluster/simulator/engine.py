@@ -55,14 +55,17 @@ class Engine:
         for sequence in sequences:
             at = 0
             while at < len(sequence.ids):
-                gamma = self._policy.gamma(sequence.name, len(sequence.ids) - at)
-                window = self._drafting(sequence, at, gamma)
+                window = self._window(sequence, at)
                 at += window.accepted + 1
                 yield window.counts(self._n_experts)
 
+    def _window(self, sequence: Sequence, at: int) -> Window:
+        match = self._drafting.match(sequence, at)
+        return self._drafting(sequence, at, self._policy.gamma(sequence.name, len(sequence.ids) - at, match))
+
     def _step(self, sequence: Sequence, at: int) -> int:
         policy, tally, began, thought = self._policy, self.tally, self._now, time.perf_counter()
-        window = self._drafting(sequence, at, policy.gamma(sequence.name, len(sequence.ids) - at))
+        window = self._window(sequence, at)
         counts = window.counts(self._n_experts)
         self._lane.advance(began)
         step = Step(

@@ -171,15 +171,21 @@ class StepRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., drafts: _Optional[_Iterable[_Union[DraftChoice, _Mapping]]] = ..., prefill_chunk: _Optional[int] = ..., trace: _Optional[bool] = ...) -> None: ...
 
 class DraftChoice(_message.Message):
-    __slots__ = ("kind", "gamma")
+    __slots__ = ("kind", "gamma", "least_match", "chances", "floors")
     KIND_FIELD_NUMBER: _ClassVar[int]
     GAMMA_FIELD_NUMBER: _ClassVar[int]
+    LEAST_MATCH_FIELD_NUMBER: _ClassVar[int]
+    CHANCES_FIELD_NUMBER: _ClassVar[int]
+    FLOORS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     gamma: int
-    def __init__(self, kind: _Optional[str] = ..., gamma: _Optional[int] = ...) -> None: ...
+    least_match: int
+    chances: _containers.RepeatedScalarFieldContainer[float]
+    floors: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, kind: _Optional[str] = ..., gamma: _Optional[int] = ..., least_match: _Optional[int] = ..., chances: _Optional[_Iterable[float]] = ..., floors: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("emitted", "proposed", "accepted", "prefill", "window", "plan_epoch", "timings", "spans", "resident", "logprobs", "draft_kind", "predicted", "behind")
+    __slots__ = ("emitted", "proposed", "accepted", "prefill", "window", "plan_epoch", "timings", "spans", "resident", "logprobs", "draft_kind", "predicted", "behind", "confidences", "ngram_match", "ngram_found", "ngram_stood")
     class BehindEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +206,10 @@ class StepReply(_message.Message):
     DRAFT_KIND_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_FIELD_NUMBER: _ClassVar[int]
     BEHIND_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
+    NGRAM_MATCH_FIELD_NUMBER: _ClassVar[int]
+    NGRAM_FOUND_FIELD_NUMBER: _ClassVar[int]
+    NGRAM_STOOD_FIELD_NUMBER: _ClassVar[int]
     emitted: _containers.RepeatedScalarFieldContainer[int]
     proposed: int
     accepted: int
@@ -213,7 +223,11 @@ class StepReply(_message.Message):
     draft_kind: str
     predicted: Window
     behind: _containers.ScalarMap[str, int]
-    def __init__(self, emitted: _Optional[_Iterable[int]] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., prefill: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., plan_epoch: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., draft_kind: _Optional[str] = ..., predicted: _Optional[_Union[Window, _Mapping]] = ..., behind: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    confidences: bytes
+    ngram_match: int
+    ngram_found: int
+    ngram_stood: int
+    def __init__(self, emitted: _Optional[_Iterable[int]] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ..., prefill: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., plan_epoch: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., resident: _Optional[_Iterable[_Union[ExpertRef, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., draft_kind: _Optional[str] = ..., predicted: _Optional[_Union[Window, _Mapping]] = ..., behind: _Optional[_Mapping[str, int]] = ..., confidences: _Optional[bytes] = ..., ngram_match: _Optional[int] = ..., ngram_found: _Optional[int] = ..., ngram_stood: _Optional[int] = ...) -> None: ...
 
 class Window(_message.Message):
     __slots__ = ("tokens", "layers", "token_ids", "experts")

@@ -16,6 +16,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -70,7 +71,7 @@ FAMILIES = (
 class Fixed(Moespac):
     """The same policy with `setting.gamma` draft tokens in every step."""
 
-    def gamma(self, request: str, remaining: int) -> int:
+    def gamma(self, request: str, remaining: int, match: int = 0) -> int:
         return min(self.setting.gamma, remaining - 1)
 
 
@@ -93,6 +94,20 @@ def requests(trace: Trace, count: int, tokens: int) -> tuple[list[Request], int]
     return [piece for _, piece in found], sum(len(s.ids) for s in usable[: last + 1])
 
 
+class InTurn:
+    """Drafts of one rate after the other, request by request."""
+
+    def __init__(self, rates: SequenceOf[float], requests: SequenceOf[Request]) -> None:
+        self._rates = [RateAcceptance(rate) for rate in rates]
+        self._turns = {request.name: i % len(rates) for i, request in enumerate(requests)}
+
+    def __call__(self, sequence: Request, at: int, gamma: int) -> Window:
+        return self._rates[self._turns[sequence.name]](sequence, at, gamma)
+
+    def match(self, sequence: Request, at: int) -> int:
+        return 0
+
+
 class Run:
     """One setting of one family."""
 
@@ -105,8 +120,8 @@ class Run:
         # What estimators have learned before comes from sequences of which no request is a part.
         case = Case(path, "moespac", hardware, CACHE[family.hardware], most, taken, ngram)
         self._policy = kind(setting_of(case, kind, machine, trace))
-        self._drafts = [NgramReplay()] if ngram else [RateAcceptance(rate) for rate in family.rates]
-        self._engine = Engine(machine, self._policy, self._window, free_drafts=ngram)
+        drafts = NgramReplay() if ngram else InTurn(family.rates, self._requests)
+        self._engine = Engine(machine, self._policy, drafts, free_drafts=ngram)
         self._done = 0
 
     def speeds(self, count: int) -> Iterator[float]:
@@ -121,9 +136,6 @@ class Run:
     @property
     def drafted_per_step(self) -> float:
         return self._engine.tally.drafted / self._engine.tally.steps
-
-    def _window(self, sequence: Request, at: int, gamma: int) -> Window:
-        return self._drafts[self._done % len(self._drafts)](sequence, at, gamma)
 
 
 def judged(family: Family, choose: int, pairs: int, tokens: int) -> dict[str, Any]:
@@ -170,7 +182,7 @@ def compare(choose: int, pairs: int, tokens: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--pairs", type=int, default=12, help="requests of a family that are compared")
+    parser.add_argument("--pairs", type=int, default=36, help="requests of a family that are compared")
     parser.add_argument("--choose", type=int, default=10, help="requests of a family that choose, and teach")
     parser.add_argument("--tokens", type=int, default=128, help="of a request")
     options = parser.parse_args()

@@ -92,9 +92,9 @@ def _governed(device: Rig, prompt: tuple[int, ...], n: int, sampling: Sampling) 
         run = device.new_pass()
         step = device.decoder.step(session, decision.choices, 512, run)
         if not step.prefill:
-            asked = dict(decision.choices).get(step.draft_kind, 0)
             seconds = (step.draft_s, step.draft_s + step.verify_s)
-            seen = StepSeen(step.draft_kind, asked, step.proposed, step.accepted, *seconds)
+            drafted = (step.draft_kind, step.proposed, step.accepted)
+            seen = StepSeen(*drafted, *seconds, places=step.places, ngrams=step.ngrams)
             governor.observe(request, decision, seen)
     return session.tokens[len(prompt) :]
 

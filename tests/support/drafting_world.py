@@ -8,8 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moespac.actors.core import DraftChoice
+from moespac.actors.policy.chain import EDGES, LONGEST, Chain
 from moespac.actors.policy.governor import Decision, Governor
-from moespac.actors.policy.step_model import LONGEST, NGRAM, RequestDrafts, StepSeen
+from moespac.actors.policy.ngram import Judgement
+from moespac.actors.policy.step_model import NGRAM, RequestDrafts, StepSeen
+
+MATCH = 8
+"""Tokens that agree whenever n-grams find something."""
+SURE, UNSURE = EDGES[-1], 0.0
+"""Confidences."""
 
 
 @dataclass
@@ -28,7 +35,9 @@ class World:
     miss_s: float = 150e-6
     rest_s: float = 1e-3
     found: float = 0.3
-    """Share of the steps for which n-grams find something."""
+    """Share of the steps for which n-grams find something, as long as any choice wants it."""
+    unsure: float | None = None
+    """Drafts say how sure they are: of this share of the tokens not, and these never stand. None: they say nothing."""
     noise: float = 0.1
     seed: int = 0
     rng: np.random.Generator = field(init=False)
@@ -46,16 +55,16 @@ class World:
         return self.pass_s + self.hit_s * hits + self.miss_s * misses + 1e-4 * tokens
 
     def tokens(self, choice: DraftChoice) -> float:
-        return 1.0 + float(np.cumprod(self.rates[choice.kind][: choice.gamma]).sum())
+        return 1.0 + float(np.cumprod(self.rates[choice.kind][: length(choice)]).sum())
 
     def seconds(self, choice: DraftChoice) -> float:
-        return self.rest_s + self.token_s[choice.kind] * choice.gamma + self.verify_s(choice.gamma + 1)
+        return self.rest_s + self.token_s[choice.kind] * length(choice) + self.verify_s(length(choice) + 1)
 
     def rate(self, choices: tuple[DraftChoice, ...]) -> float:
         """Expected tokens a second of steps that all choose so."""
         tokens = seconds = 0.0
         left = 1.0
-        for choice in choices:
+        for choice in _asked(choices):
             share = left * (self.found if choice.kind == NGRAM else 1.0)
             tokens, seconds = tokens + share * self.tokens(choice), seconds + share * self.seconds(choice)
             left -= share
@@ -69,15 +78,24 @@ class World:
 
     def step(self, decision: Decision) -> StepSeen:
         """What comes of a decision, by chance."""
-        kind, asked, nothing = "", 0, False
-        for choice in decision.choices:
-            if choice.kind == NGRAM and self.rng.random() >= self.found:
-                nothing = True
-                continue
-            kind, asked = choice.kind, choice.gamma
-            break
-        stands = self.rng.random(asked) < self.rates[kind][:asked] if kind else np.empty(0, dtype=bool)
+        found = NGRAM in self.rates and self.rng.random() < self.found
+        choice = next((c for c in decision.choices if c.kind != NGRAM or found), None)
+        kind, asked, places = choice.kind if choice else "", 0, ()
+        sure = np.ones(LONGEST, dtype=bool)
+        if choice:
+            if self.unsure is not None and kind != NGRAM:
+                sure = self.rng.random(LONGEST) >= self.unsure
+            places = _places(choice, sure if self.unsure is not None else None)
+            asked = len(places)
+        stands = (self.rng.random(asked) < self.rates[kind][:asked]) & sure[:asked] if kind else np.empty(0, bool)
         accepted = asked if stands.all() else int(np.argmin(stands))
+        ngrams = Judgement()
+        if found and kind == NGRAM:
+            ngrams = Judgement(MATCH, asked, accepted, accepted + 1)
+        elif found:
+            copied = self.rng.random(LONGEST) < self.rates[NGRAM]
+            stood = LONGEST if copied.all() else int(np.argmin(copied))
+            ngrams = Judgement(MATCH, LONGEST, min(stood, accepted + 1), accepted + 1)
         hits, misses = (self.rng.poisson(mean) for mean in self.used(asked + 1))
         verify_s = self.pass_s + self.hit_s * hits + self.miss_s * misses + 1e-4 * (asked + 1)
         draft_s, verify_s, rest_s = (
@@ -85,7 +103,7 @@ class World:
             for seconds in (self.token_s.get(kind, 0.0) * asked, verify_s, self.rest_s)
         )
         turn_s = draft_s + verify_s + rest_s
-        return StepSeen(kind, asked, asked, accepted, draft_s, turn_s, ngrams_found_nothing=nothing)
+        return StepSeen(kind, asked, accepted, draft_s, turn_s, places=places, ngrams=ngrams)
 
     def run(
         self, governor: Governor, steps: int, request: RequestDrafts | None = None, gamma: int | None = None
@@ -100,6 +118,24 @@ class World:
         return done
 
 
+def length(choice: DraftChoice) -> int:
+    """Tokens of a draft that does not say how sure it is."""
+    return len(_places(choice, None))
+
+
+def _places(choice: DraftChoice, sure: np.ndarray | None) -> tuple[int, ...]:
+    chain = Chain(choice, LONGEST)
+    while chain.wants_more():
+        chain.add(None if sure is None else SURE if sure[len(chain.places)] else UNSURE)
+    return tuple(chain.places)
+
+
+def _asked(choices: tuple[DraftChoice, ...]) -> list[DraftChoice]:
+    """Without n-grams behind others, which find as much."""
+    ngrams = [choice for choice in choices if choice.kind == NGRAM]
+    return [*ngrams[:1], *(choice for choice in choices if choice.kind != NGRAM)]
+
+
 def achieved(world: World, done: list[tuple[Decision, StepSeen]]) -> float:
     """Expected tokens a second of what was decided: chance in the outcomes left out."""
     tokens = seconds = 0.0
@@ -112,7 +148,7 @@ def achieved(world: World, done: list[tuple[Decision, StepSeen]]) -> float:
 
 def _mean_seconds(world: World, choices: tuple[DraftChoice, ...]) -> float:
     seconds, left = 0.0, 1.0
-    for choice in choices:
+    for choice in _asked(choices):
         share = left * (world.found if choice.kind == NGRAM else 1.0)
         seconds, left = seconds + share * world.seconds(choice), left - share
     return seconds + left * (world.rest_s + world.verify_s(1))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import grpc
 
+from moespac.actors.policy.chain import UNKNOWN
 from moespac.actors.transport.endpoint import Endpoint, PeerUnknown
 from moespac.actors.transport.server import ActorServer
 from moespac.protos.v1 import steps_pb2 as pb
@@ -90,6 +91,7 @@ class ScriptedDevice(steps_pb2_grpc.DeviceServicer):
             logprobs=[pb.TokenLogprobs(token=token) for token in emitted if request.request_id in self._logprobs],
             proposed=2,
             accepted=1,
+            confidences=bytes([UNKNOWN, UNKNOWN]),
             draft_kind=request.drafts[0].kind if request.drafts else "",
             window=pb.Window(tokens=2, layers=layers),
             timings=pb.Timings(draft_s=0.001, verify_s=0.002),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...core import Proposal
+from ...policy.chain import Chain
 from ...policy.sampler import Sampler
 from ..kv import RequestCache
 from ..passes import Pass
@@ -38,14 +39,15 @@ class DenseDraft:
     def open(self, target_cache: RequestCache) -> OwnCache:
         return OwnCache(self.model, target_cache.positions)
 
-    def propose(self, tokens: Sequence[int], state: OwnCache, gamma: int, sampler: Sampler, run: Pass) -> Proposal:
+    def propose(self, tokens: Sequence[int], state: OwnCache, chain: Chain, sampler: Sampler, run: Pass) -> Proposal:
         """Fewer tokens where the draft's context ends; `state` then holds the proposal too, but its last token."""
-        gamma = min(gamma, self.model.context_length - len(tokens) + 1)
         whole, rows = list(tokens), []
-        while len(rows) < gamma:
+        while len(whole) <= self.model.context_length and chain.wants_more():
             rows.append(self._forward(whole[state.length :], state))
-            whole.append(sampler.choose(rows[-1], whole))
-        return Proposal(tuple(whole[len(tokens) :]), tuple(rows))
+            token, confidence = sampler.draw(rows[-1], whole)
+            whole.append(token)
+            chain.add(confidence)
+        return Proposal(tuple(whole[len(tokens) :]), tuple(rows), tuple(chain.places))
 
     def closed(self, tokens: Sequence[int]) -> None:
         pass

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ...core import Proposal
+from ...policy.chain import Chain
 from ...policy.sampler import Sampler
 from ..kv import RequestCache
 from ..passes import Pass
@@ -30,9 +31,12 @@ class Draft(Protocol):
     def open(self, target_cache: RequestCache) -> DraftState:
         """The state of a request of which nothing is known yet; `target_cache` is the target's."""
 
-    def propose(self, tokens: Sequence[int], state: Any, gamma: int, sampler: Sampler, run: Pass) -> Proposal:
-        """At most `gamma` tokens (>= 1) to follow `tokens`, in the target's vocabulary; none where it has no idea.
+    def propose(self, tokens: Sequence[int], state: Any, chain: Chain, sampler: Sampler, run: Pass) -> Proposal:
+        """Tokens to follow `tokens`, in the target's vocabulary, for as long as `chain` wants more; none where it has
+        no idea.
 
+        `chain` is new, and told of each token. Every token drawn is proposed: whether another is drawn may depend on
+        those before it, but leaving out one for what it is would bias what rejection sampling puts out.
         `state`: of this draft's `open`; it may hold any prefix of `tokens`. The caller rolls it back to what was
         accepted, and also if this raises.
         """

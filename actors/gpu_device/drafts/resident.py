@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ...core import Proposal
+from ...policy.chain import Chain
 from ...policy.sampler import Sampler
 from ..hook import experts_computed_by
 from ..kv import RequestCache
@@ -36,22 +37,24 @@ class ResidentDraft:
     def open(self, target_cache: RequestCache) -> TargetCache:
         return TargetCache(target_cache)
 
-    def propose(self, tokens: Sequence[int], state: TargetCache, gamma: int, sampler: Sampler, run: Pass) -> Proposal:
+    def propose(self, tokens: Sequence[int], state: TargetCache, chain: Chain, sampler: Sampler, run: Pass) -> Proposal:
         """Needs the target's cache to hold all of `tokens` but the last, and leaves it as it was."""
         cache, whole, rows = state.cache, list(tokens), []
         held = cache.length
         try:
             with experts_computed_by(self._executor.residents_only(run)):
-                while len(rows) < gamma:
+                while chain.wants_more():
                     ids = torch.tensor([whole[cache.length :]], device=self._target.device)
                     out = self._target.model(ids, past_key_values=cache.cache, use_cache=True, logits_to_keep=1)
                     cache.grown(ids.shape[1])
                     rows.append(out.logits[0, -1].float().cpu().numpy())
-                    whole.append(sampler.choose(rows[-1], whole))
+                    token, confidence = sampler.draw(rows[-1], whole)
+                    whole.append(token)
+                    chain.add(confidence)
         finally:
             # Its rows were made without the experts that are away: the verification computes them anew.
             cache.rollback(held)
-        return Proposal(tuple(whole[len(tokens) :]), tuple(rows))
+        return Proposal(tuple(whole[len(tokens) :]), tuple(rows), tuple(chain.places))
 
     def closed(self, tokens: Sequence[int]) -> None:
         pass

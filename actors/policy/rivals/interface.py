@@ -163,8 +163,11 @@ class OffloadPolicy:
         """Experts resident before the first token."""
         return ()
 
-    def gamma(self, request: str, remaining: int) -> int:
-        """Draft tokens of the coming step; `remaining`: tokens that the request still wants, >= 1."""
+    def gamma(self, request: str, remaining: int, match: int = 0) -> int:
+        """Draft tokens of the coming step; `remaining`: tokens that the request still wants, >= 1.
+
+        `match`: tokens that agree where n-grams find something; 0: they find nothing, or the drafts are none.
+        """
         return self.setting.gamma if self.speculates else 0
 
     def begin(self, step: Step) -> Sequence[Wish] | None:

@@ -70,7 +70,7 @@ class MoeSpeq(OffloadPolicy):
         self._misses = 0
         self._drafted = self._accepted = 1.0
 
-    def gamma(self, request: str, remaining: int) -> int:
+    def gamma(self, request: str, remaining: int, match: int = 0) -> int:
         setting = self.setting
         rate = min(self._accepted / self._drafted, 0.99)
         lengths = np.arange(1, max(1, setting.gamma) + 1)

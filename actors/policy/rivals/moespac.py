@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ...core import CostSample, ExpertKey, ModelShape, Plan, RoutingWindow
+from ...core import CostSample, DraftChoice, ExpertKey, ModelShape, Plan, RoutingWindow
 from ..cache_order import worth, worths
+from ..chain import Chain
 from ..cost import LINK, CostModel, WorkerCost
 from ..estimator import UtilityEstimator, make_estimator
 from ..governor import Decision as Drafts
 from ..governor import Governor
+from ..ngram import Judgement
 from ..planner import Planner, PlannerSettings
 from ..planning_task import PlanForm
 from ..reactive import split_misses
-from ..step_model import RequestDrafts, StepSeen
+from ..step_model import NGRAM, RequestDrafts, StepSeen
 from .interface import CPU, DEVICE, Decision, Layer, OffloadPolicy, Setting, Step, Wish
 
 REPLAN_EVERY = 8
@@ -61,6 +63,7 @@ class Moespac(OffloadPolicy):
         self._governor = Governor([setting.draft_kind] if setting.gamma else [])
         self._request, self._drafts = "", RequestDrafts()
         self._drafting: Drafts | None = None
+        self._match = 0
         self._held = np.zeros((shape.n_layers, shape.n_experts), dtype=bool)
         self._plan = Plan(0, np.zeros(shape.n_layers, np.int64), np.zeros(self._held.shape, np.int64), 0, "")
         self._ended: tuple[RoutingWindow, float] | None = None
@@ -78,11 +81,12 @@ class Moespac(OffloadPolicy):
             made.restore(self.setting.learned)
         return made
 
-    def gamma(self, request: str, remaining: int) -> int:
+    def gamma(self, request: str, remaining: int, match: int = 0) -> int:
         if request != self._request:
             self._request, self._drafts = request, RequestDrafts()
         self._drafting = self._governor.decide(self._drafts, remaining)
-        return sum(choice.gamma for choice in self._drafting.choices)
+        self._match = match
+        return next((_length(choice) for choice in self._drafting.choices if choice.least_match <= match), 0)
 
     def begin(self, step: Step) -> Sequence[Wish] | None:
         self._learn(step)
@@ -157,15 +161,15 @@ class Moespac(OffloadPolicy):
         ]
 
     def _seen(self, proposed: int, accepted: int, seconds: float) -> StepSeen:
-        asked = sum(choice.gamma for choice in self._drafting.choices)
+        # What was found and not proposed is not known here.
+        judged = Judgement(self._match, proposed or self._match, accepted, accepted + 1 if proposed else 0)
         return StepSeen(
             kind=self.setting.draft_kind if proposed else "",
-            asked=asked,
             proposed=proposed,
             accepted=accepted,
             draft_s=self._draft_s,
             turn_s=seconds,
-            ngrams_found_nothing=asked > 0 and not proposed,
+            ngrams=judged if self.setting.draft_kind == NGRAM else None,
         )
 
     def _fetched(self, at: Layer) -> list[int]:
@@ -213,3 +217,11 @@ class _Told:
         if draft is None:
             return self._estimator.expected_counts(tokens, None, request)
         return tokens * self.truth.astype(np.float64)
+
+
+def _length(choice: DraftChoice) -> int:
+    """Tokens of a draft that does not say how sure it is, as those of traces do not; of n-grams all are taken."""
+    chain = Chain(choice, choice.gamma)
+    while chain.wants_more():
+        chain.add()
+    return len(chain.places)

@@ -10,6 +10,7 @@ from tiny_models import make_qwen3_moe
 from moespac.actors.core import DraftChoice, ExpertKey
 from moespac.actors.gpu_device.passes import PassAbandoned
 from moespac.actors.gpu_device.routing import renormalised
+from moespac.actors.policy.chain import PLACES, UNKNOWN, Chain
 
 PROMPT = tuple(range(30, 43))
 
@@ -39,11 +40,11 @@ def prefilled(device):
     return session
 
 
-def propose(device, session, gamma=4):
-    run = device.new_pass()
+def propose(device, session, gamma=4, **ends):
+    run, chain = device.new_pass(), Chain(DraftChoice("self", gamma, **ends), gamma)
     with torch.inference_mode():
         proposal = device.decoder.drafts["self"].propose(
-            session.tokens, session.drafts["self"], gamma, session.sampler, run
+            session.tokens, session.drafts["self"], chain, session.sampler, run
         )
     return proposal, run
 
@@ -116,6 +117,15 @@ def test_weights_of_residents_make_up_for_those_left_out():
     weights = torch.tensor([[0.75, 0.25], [0.5, 0.25], [0.6, 0.4]])
     kept = renormalised(index, weights, [3, 1, 2])
     assert torch.allclose(kept, torch.tensor([[0.0, 1.0], [0.5, 0.25], [0.0, 0.0]]))
+
+
+def test_it_ends_itself_once_it_is_unsure(half):
+    session = prefilled(half)
+    whole, _ = propose(half, session)
+    part, run = propose(half, session, chances=(0.0,) * PLACES, floors=(0.5,) * 4)
+    assert part.tokens == whole.tokens[:1] and part.places == whole.places[:1]
+    assert len(whole.places) == 4 and UNKNOWN not in whole.places
+    assert run.predicted.sum() == half.shape.top_k * half.shape.n_layers
 
 
 def test_it_needs_no_memory_of_its_own(half):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from tiny_worker import until_serving, worker
 from moespac.actors.core import Sampling
 from moespac.actors.gpu_device.actor import GpuDeviceActor
 from moespac.actors.gpu_device.link import EmulatedLink
+from moespac.actors.policy.chain import LONGEST, PLACES, UNKNOWN
 from moespac.actors.prefetcher.actor import PrefetcherActor
 from moespac.actors.transport.endpoint import Endpoint, PeerUnknown
 from moespac.actors.transport.peers import open_channel
@@ -209,6 +211,27 @@ def test_plans_and_fills(system):
     system.open("planned")
     assert system.step("planned").plan_epoch == 7
     system.close("planned")
+
+
+def test_how_a_draft_is_to_end_is_heeded_or_refused(system):
+    def step(**ends) -> pb.StepReply:
+        drafts = [pb.DraftChoice(kind="model", gamma=4, **ends)]
+        return system.stub.Step(pb.StepRequest(request_id="a", drafts=drafts, prefill_chunk=64), timeout=30)
+
+    system.open("a", tokens=PROMPT * 2)
+    assert step().prefill and step().proposed == 4
+    reply = step(chances=[0.0] * PLACES, floors=[0.5] * LONGEST)
+    assert reply.proposed == len(reply.confidences) == 1 and reply.confidences[0] < UNKNOWN
+    assert reply.ngram_found >= reply.ngram_stood
+    for ends, told in {
+        "chances of 'model': 3 values: give 12 or none": {"chances": [0.5] * 3},
+        "chances of 'model': 1.5 is no chance: give 0 to 1": {"chances": [1.5] * PLACES},
+        "chances of 'model': nan is no chance: give 0 to 1": {"chances": [math.nan] * PLACES},
+        "floors of 'model': 17 values: give at most 16": {"floors": [0.5] * 17},
+        "floors of 'model': inf is no floor: give finite numbers": {"floors": [math.inf]},
+    }.items():
+        assert _code(step, **told) == (grpc.StatusCode.INVALID_ARGUMENT, f"drafts: {ends}")
+    system.close("a")
 
 
 def test_requests_that_cannot_be_are_refused(system):

@@ -14,9 +14,12 @@ from moespac.actors.policy.ngram import (
     SHORTEST,
     TOKEN_BYTES,
     TRUSTED,
+    Found,
     History,
+    Judgement,
     TokenArray,
     continuation,
+    judge,
 )
 
 FEW = st.integers(0, 3)
@@ -24,7 +27,7 @@ FEW = st.integers(0, 3)
 TEXT = st.lists(FEW, max_size=40)
 
 
-def naive(own: list[int], history: list[int], count: int) -> list[int]:
+def naive(own: list[int], history: list[int], count: int) -> Found:
     for length in range(min(LONGEST, len(own)), SHORTEST - 1, -1):
         suffix = own[len(own) - length :]
         for text in (own, history):
@@ -37,8 +40,8 @@ def naive(own: list[int], history: list[int], count: int) -> list[int]:
                         proposal.append(copied[end])
                         copied.append(copied[end])
                         end += 1
-                    return proposal
-    return []
+                    return Found(length, tuple(proposal)) if proposal else Found()
+    return Found()
 
 
 def array(tokens: list[int]) -> np.ndarray:
@@ -75,13 +78,21 @@ def test_an_array_grows_at_its_end(parts):
 
 
 def test_a_text_that_goes_round_goes_on():
-    assert continuation(array([7, 1, 2, 3, 1, 2, 3]), array([]), 7) == [1, 2, 3, 1, 2, 3]
+    assert continuation(array([7, 1, 2, 3, 1, 2, 3]), array([]), 7) == Found(3, (1, 2, 3, 1, 2, 3))
 
 
 def test_the_longer_match_wins_and_one_token_is_none():
     own = [1, 2, 3, 9, 5, 2, 3, 8, 1, 2, 3]
-    assert continuation(array(own), array([]), 2) == [9, 5]
-    assert continuation(array([4, 5, 6, 4]), array([]), 3) == []
+    assert continuation(array(own), array([]), 2) == Found(3, (9, 5))
+    assert continuation(array([4, 5, 6, 4]), array([]), 3) == Found()
+
+
+@given(TEXT, TEXT)
+def test_what_stood_is_what_both_begin_with(found, emitted):
+    judged = judge(Found(3, tuple(found)), emitted)
+    assert judged == Judgement(3, len(found), judged.stood, len(emitted))
+    assert found[: judged.stood] == emitted[: judged.stood]
+    assert judged.stood in (len(found), len(emitted)) or found[judged.stood] != emitted[judged.stood]
 
 
 def test_a_long_history_is_searched_quickly():

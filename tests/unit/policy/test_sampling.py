@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from moespac.actors.core import Sampling
-from moespac.actors.policy.sampling import choose_token, gumbel, independent_noise, warp
+from moespac.actors.policy.sampling import choose_token, draw_token, gumbel, independent_noise, warp
 
 
 def transformers_log_probabilities(logits, sampling):
@@ -100,6 +103,37 @@ def test_the_choice_is_log_probability_plus_noise():
         sampling = Sampling(0.8, 0.9, 50, seed=2**64 - 1)
         noisy = warp(logits, sampling) + gumbel(sampling.seed, position, 300)
         assert choose_token(logits, sampling, position) == int(np.argmax(noisy))
+
+
+@given(
+    arrays(np.float32, st.integers(1, 40), elements=st.floats(-50, 50, width=32)),
+    st.sampled_from([Sampling(), Sampling(1.0, seed=3), Sampling(0.5, 0.8, 7, 4), Sampling(1.5, min_p=0.1, seed=5)]),
+    st.sampled_from([None, 0, 9]),
+    st.integers(0, 1000),
+)
+def test_a_drawn_token_is_the_chosen_one_and_says_how_sure_it_is(logits, sampling, window, position):
+    token, confidence = draw_token(logits, sampling, position, window)
+    assert token == choose_token(logits, sampling, position, window)
+    assert 0.0 < confidence <= 1.0
+    if sampling.greedy:
+        scores = logits.astype(np.float64)
+    else:
+        scores = warp(logits, sampling)
+        scores += gumbel(sampling.seed, position, len(logits)) if window is None else 0.0
+    softmax = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    assert confidence == pytest.approx(softmax[token], rel=1e-5)
+
+
+def test_a_token_that_leads_by_much_under_noise_stands_more_often():
+    rng, sampling = np.random.default_rng(6), Sampling(1.0, seed=2)
+    sure, stands = [], []
+    for at in range(600):
+        draft = rng.normal(0, 1, 200)
+        token, confidence = draw_token(draft, sampling, at)
+        sure.append(confidence)
+        stands.append(choose_token(draft + rng.normal(0, 0.5, 200), sampling, at) == token)
+    most = np.array(sure) > np.median(sure)
+    assert np.mean(np.array(stands)[most]) > np.mean(np.array(stands)[~most]) + 0.2
 
 
 def test_noise_is_shared_by_vocabularies_of_different_sizes():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from moespac.actors.core import DraftChoice, Sampling
+from moespac.actors.policy.chain import LONGEST
 from moespac.actors.policy.governor import Decision
-from moespac.actors.policy.step_model import LONGEST
 from moespac.actors.scheduler.drafting import Drafting, decision_span, most_tokens
 from moespac.actors.scheduler.request import Request
 from moespac.actors.scheduler.tally import LinkTotals, Tally

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from scripted_device import ScriptedDevice
 
+from moespac.actors.core import DraftChoice
 from moespac.actors.policy.planner import Planner, PlannerSettings
 from moespac.actors.policy.turns import Turns
 from moespac.actors.scheduler.device_client import DeviceClient
@@ -83,6 +84,9 @@ def status_of(loop: StepLoop) -> pb.StatusReply:
 
 
 def test_requests_take_turns_and_end_with_statistics(device):
+    wanted = []
+    device.on_step = lambda request, context: wanted.extend(draft.gamma for draft in request.drafts)
+
     async def run():
         async with running(device) as loop:
             ends = await asyncio.gather(outcome(submitted(loop, "a")), outcome(submitted(loop, "b")))
@@ -96,7 +100,8 @@ def test_requests_take_turns_and_end_with_statistics(device):
         assert status.work.tokens == 12 and status.work.steps == 6 and status.work.decode_s > 0
         assert (status.work.uses, status.work.hits) == (24, 12)
         steps = [(entry.kind, entry.gamma, entry.steps) for entry in status.speculation.steps]
-        assert steps == [("model", 1, 2), ("model", 3, 2), ("model", 4, 2)], "never more than is still wanted"
+        assert steps == [("model", 2, 6)], "as many as were proposed"
+        assert sorted(wanted)[-6:] == [1, 1, 3, 3, 4, 4], "never more than is still wanted"
         (choices,) = status.speculation.decisions
         assert (choices.reason, choices.tokens) == ("fixed", 12) and choices.promised_tokens > 0
         assert (status.planning.estimator, status.planning.prefetch_open) == ("decayed", True)
@@ -107,6 +112,23 @@ def test_requests_take_turns_and_end_with_statistics(device):
         assert {request.scheduler for request in device.opened} == {INCARNATION}
 
     asyncio.run(run())
+
+
+def test_all_of_a_choice_reaches_the_device(device):
+    choice = DraftChoice("model", 5, least_match=3, chances=(0.25, 0.5), floors=(0.75,))
+    heard = []
+    device.on_step = lambda request, context: heard.extend(request.drafts)
+    device.sessions["a"] = 10
+
+    async def scenario():
+        peers = AsyncPeers(device.resolve)
+        client = DeviceClient(peers, device.name, STEP_TIMEOUT_S)
+        await client.step("a", [choice, DraftChoice("ngram", 2)], 8, False)
+        await peers.close()
+
+    asyncio.run(scenario())
+    told = [(c.kind, c.gamma, c.least_match, tuple(c.chances), tuple(c.floors)) for c in heard]
+    assert told == [choice, DraftChoice("ngram", 2)]
 
 
 def test_plans_are_renewed_between_solutions(device):

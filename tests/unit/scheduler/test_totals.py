@@ -18,7 +18,7 @@ from moespac.protos.v1 import steps_pb2
 
 
 def seen(kind: str, asked: int, accepted: int, turn_s: float) -> StepSeen:
-    return StepSeen(kind, asked, asked, accepted, draft_s=0.0, turn_s=turn_s)
+    return StepSeen(kind, asked, accepted, draft_s=0.0, turn_s=turn_s)
 
 
 @given(st.lists(st.floats(0, 10)), st.lists(st.floats(0, 10), unique=True).map(sorted))

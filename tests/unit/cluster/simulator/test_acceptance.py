@@ -54,20 +54,21 @@ def test_an_impossible_rate_is_refused():
 
 
 def test_ngrams_copy_what_followed_before():
-    text = [1, 2, 3, 4, 9, 1, 2, 3, 5, 5]
+    text = [7, 1, 2, 3, 4, 9, 7, 1, 2, 3, 5, 5]
     replay = NgramReplay()
-    told = sequence(10, token_ids=text)
-    # After 1 2 3 the earlier text went on 4 9 1; this time 5 comes.
-    window = replay(told, 7, 3)
+    told = sequence(12, token_ids=text)
+    # After 1 2 3 the earlier text went on 4 9 7; this time 5 comes.
+    window = replay(told, 9, 3)
     assert window.token_ids == (3, 4, 9) and window.accepted == 0
-    assert (window.ids[1:] == told.ids[3:5]).all()
-    assert replay(told, 5, 2).token_ids == (1, 2, 3) and replay(told, 5, 2).accepted == 2
+    assert (window.ids[1:] == told.ids[4:6]).all()
+    assert replay(told, 7, 2).token_ids == (1, 2, 3) and replay(told, 7, 2).accepted == 2
+    assert [replay.match(told, at) for at in (5, 6, 7, 9)] == [0, 0, 2, 4], "one token agrees by chance too often"
 
 
 def test_ngrams_find_nothing_in_new_text_and_look_in_the_prompt():
     replay = NgramReplay()
     assert replay(sequence(6, token_ids=range(6)), 3, 4).tokens == 1
-    asked = sequence(6, token_ids=range(6), prompt=(2, 3, 4))
+    asked = sequence(6, token_ids=range(6), prompt=(1, 2, 3, 4))
     window = replay(asked, 2, 2)
     assert window.token_ids == (2, 3, 4) and window.accepted == 2
 

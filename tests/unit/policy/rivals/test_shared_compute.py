@@ -157,17 +157,17 @@ def test_own_policy_follows_a_plan_when_it_is_ready_and_then_utilities_after_eve
 @pytest.mark.parametrize(("rate", "drafted"), [(0.95, range(4, 17)), (0.1, range(1))])
 @pytest.mark.parametrize("kind", ["model", "ngram"])
 def test_own_policy_drafts_as_many_as_the_engines_governor_finds_worth_it(rate, drafted, kind):
-    policy = Moespac(setting(draft_kind=kind, draft_token_s=1e-3))
+    policy, match = Moespac(setting(draft_kind=kind, draft_token_s=1e-3)), 8 if kind == "ngram" else 0
     random = np.random.default_rng(0)
     for index in range(150):
-        gamma = policy.gamma("r", 10**6)
+        gamma = policy.gamma("r", 10**6, match)
         policy.begin(step(np.zeros((3, 8)), gamma + 1, index))
         accepted = int(np.argmin(np.append(random.random(gamma) < rate, False)))
         seconds = 5e-3 + 5e-3 * (gamma + 1) ** 0.6 + 1e-3 * gamma
         counts = np.zeros((3, 8), dtype=int)
         counts[:, :2] = gamma + 1
         policy.end(RoutingWindow(gamma + 1, counts), accepted, seconds)
-    chosen = [policy.gamma("r", 10**6) for _ in range(3)]
+    chosen = [policy.gamma("r", 10**6, match) for _ in range(3)]
     assert max(chosen) in drafted and policy.gamma("r", 1) == 0
     assert Moespac(setting(gamma=0)).gamma("r", 100) == 0
 
