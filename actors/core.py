@@ -152,7 +152,7 @@ class Proposal:
     logits: tuple[np.ndarray, ...] | None = None
     """What each was chosen from, float [vocab of the target]; None: proposed without drawing."""
     places: tuple[int, ...] = ()
-    """How sure the draft was of each: one of `chain.PLACES`."""
+    """How sure the draft was of each: a place below `chain.PLACES`."""
 
 
 @dataclass(frozen=True)

@@ -250,9 +250,10 @@ class DraftConfig(Section):
     kinds: tuple[DraftKind, ...] | None = None
     """`model`: model.draft; `ngram`: text seen before; `self`: the target by its resident experts; absent: all."""
     gamma: Annotated[Literal["auto"] | int, BeforeValidator(_gamma)] = "auto"
-    """Tokens drafted per step; `auto`: 0 to 16, whatever is measured to be fastest; 0: no speculation."""
+    """Tokens drafted per step; `auto`: 0 to 16, as long as another is measured to pay; 0: no speculation."""
     ngram_memory: Size = 2**20
-    """Bytes for the texts of earlier requests that `ngram` looks in, 4 a token; 0: the request's own text only."""
+    """Bytes for the texts of earlier requests that `ngram` looks in at every step, 4 a token, some 50 µs a MiB; 0: the
+    request's own text only."""
 
 
 class SchedulerConfig(Section):

@@ -186,8 +186,10 @@ class Decoder:
             if not chain.wants_more():
                 continue
             state = session.drafts[choice.kind]
-            with run.traced("draft", f"{choice.kind} {chain.most}", kind=choice.kind, gamma=chain.most):
-                proposal = self.drafts[choice.kind].propose(session.tokens, state, chain, sampler, run)
+            began = time.time_ns()
+            proposal = self.drafts[choice.kind].propose(session.tokens, state, chain, sampler, run)
+            drafted = len(proposal.tokens)
+            run.span("draft", f"{choice.kind} {drafted}", began, time.time_ns(), gamma=drafted, wanted=chain.most)
             if proposal.tokens:
                 return choice.kind, proposal
         return "", Proposal()

@@ -34,7 +34,7 @@ TRIED_AGAIN = 100.0
 """Steps without a kind after which its windows are doubted twice as much, thrice after twice as many: a wrong belief
 that keeps a draft from being asked would keep itself."""
 STANDS_FOR, STANDS_WITHIN = 4, 0.03
-"""An outlook stands for so many further steps, and while the rate that its floors are for is so near, relatively."""
+"""An outlook stands for so many steps of its request, and while the rate that its floors are for is so near."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class RequestDrafts:
     """Of its last decision, tokens a step without a draft; None: it had none."""
     outlooks: dict[str, Reckoned] = field(default_factory=dict)
     """By kind."""
+    steps: int = 0
+    """Observed."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Reckoned:
 
     outlook: Outlook
     step: int
+    """Of the request."""
     rate: float
     most: int
 
@@ -117,7 +120,6 @@ class StepModel:
         self._drafts = {kind: DraftTimes(TIMES[kind]) for kind in kinds}
         self._windows = WindowTimes(LONGEST + 1)
         self._factors = self._windows.factors()
-        self._steps = 0
 
     @property
     def unassisted_s(self) -> float:
@@ -126,7 +128,7 @@ class StepModel:
 
     def observe(self, request: RequestDrafts, seen: StepSeen, times_only: bool = False) -> None:
         """`times_only`: of a step whose text says nothing of real ones."""
-        self._steps += 1
+        request.steps += 1
         self._windows.observe(seen.proposed + 1, seen.turn_s - seen.draft_s)
         self._factors = self._windows.factors()
         if seen.kind:
@@ -148,11 +150,11 @@ class StepModel:
         if (
             known is None
             or known.most != most
-            or self._steps - known.step >= STANDS_FOR
+            or request.steps - known.step >= STANDS_FOR
             or abs(rate - known.rate) > STANDS_WITHIN * known.rate
         ):
             outlook = self._ended(request, kind, rate, most, self._chances(request, kind), self._factors)
-            known = request.outlooks[kind] = Reckoned(outlook, self._steps, rate, most)
+            known = request.outlooks[kind] = Reckoned(outlook, request.steps, rate, most)
         return self._caught_up(request, known.outlook, remaining)
 
     def given(self, request: RequestDrafts, kind: str, gamma: int, remaining: int) -> Outlook:
@@ -183,45 +185,50 @@ class StepModel:
 
     def hopeful(
         self, request: RequestDrafts, kind: str, rate: float, most: int, unseen: int, against: float
-    ) -> list[tuple[Outlook, Outlook]]:
-        """Drafts of `kind` ("": none) as good as they may well be, each with what is expected of it.
+    ) -> list[tuple[float, Outlook, Outlook]]:
+        """Drafts of `kind` ("": none) as good as they may well be: share of the steps, hope, what is expected.
 
-        A standard deviation better, more if the kind was not verified for `unseen` steps. `against`: draft tokens
-        of the choice that they are to be better than: what all windows share decides nothing.
+        A standard deviation better, more if the kind was not verified for `unseen` steps; of n-grams, whose tokens are
+        judged at every step, faster only. `against`: draft tokens of the choice that they are to be better than: what
+        all windows share decides nothing.
         """
         doubts = self._windows.doubts(1 + round(against)) * (1.0 + unseen / TRIED_AGAIN)
         factors = self._factors * np.exp(-doubts)
         if not kind:
-            return [(Outlook(None, 1.0, float(factors[0]), 0.0), UNASSISTED)]
+            return [(1.0, Outlook(None, 1.0, float(factors[0]), 0.0), UNASSISTED)]
         if kind == NGRAM:
             hopes = self.ngrams(request, rate, most, None, factors)
-            return [(hope, self._again(request, rate, hope)) for share, hope in hopes if share > 0.02]
+            return [(share, hope, self._believed(hope)) for share, hope in hopes]
         chances = self._chances(request, kind)
         rates, known = self._pooled(kind, request.drawn), request.rates.get(kind, NOTHING_KNOWN)
-        alike = self._alike.setdefault((kind, request.drawn), Alikeness()).tokens
+        alike = self._alike[kind, request.drawn].tokens
         doubt = math.hypot(rates.doubt(unseen), known.doubt(rates.rates(), alike))
         best = np.minimum(chances + doubt, BOUNDS[1])
         hope = self._ended(request, kind, rate, most, best, factors)
         # Where it ends itself is for what is believed to be decided by.
         choice = hope.choice._replace(chances=tuple(chances.tolist()))
         expected = self._reckon(request, kind, chances, np.array(choice.floors), self._factors)
-        return [(replace(hope, choice=choice), self._caught_up(request, Outlook(choice, *expected), 1))]
+        # Whoever tries it once pays for all that it must catch up on.
+        return [(1.0, replace(hope, choice=choice), self._caught_up(request, Outlook(choice, *expected), 1))]
 
     # ---- what is known ---------------------------------------------------------------------------------------------
 
     def _record(self, request: RequestDrafts) -> NgramRecord:
-        return self._ngrams.setdefault(request.drawn, NgramRecord(LONGEST))
+        if request.drawn not in self._ngrams:
+            self._ngrams[request.drawn] = NgramRecord(LONGEST)
+        return self._ngrams[request.drawn]
 
     def _pooled(self, kind: str, drawn: Drawn) -> AcceptanceRates:
-        return self._rates.setdefault((kind, drawn), AcceptanceRates(PRIOR))
+        if (kind, drawn) not in self._rates:
+            self._rates[kind, drawn], self._alike[kind, drawn] = AcceptanceRates(PRIOR), Alikeness()
+        return self._rates[kind, drawn]
 
     def _chances(self, request: RequestDrafts, kind: str) -> np.ndarray:
         """Of each place in this request; float64 [PLACES]."""
         rates = self._pooled(kind, request.drawn).rates()
         if kind not in request.rates:
             return rates
-        alike = self._alike.setdefault((kind, request.drawn), Alikeness())
-        return request.rates[kind].corrected(rates, alike.tokens)
+        return request.rates[kind].corrected(rates, self._alike[kind, request.drawn].tokens)
 
     def _shares_of(self, request: RequestDrafts, kind: str) -> np.ndarray:
         """How often each place occurs in this request; float64 [PLACES]."""
@@ -236,7 +243,6 @@ class StepModel:
         self, request: RequestDrafts, kind: str, rate: float, most: int, chances: np.ndarray, factors: np.ndarray
     ) -> Outlook:
         token_s = np.diff(self._drafts[kind].times(LONGEST))
-        token_s[0] = token_s[-1]
         mean = float(self._shares_of(request, kind) @ chances)
         floors = floors_of(rate * (token_s + np.diff(factors))[:most], mean)
         tokens, times, drafted = self._reckon(request, kind, chances, floors, factors)
@@ -251,7 +257,7 @@ class StepModel:
         times = (factors + self._drafts[kind].times(LONGEST))[: len(lengths)]
         return tokens, float(lengths @ times), float(lengths @ COUNTS[: len(lengths)])
 
-    def _again(self, request: RequestDrafts, rate: float, hope: Outlook) -> Outlook:
+    def _believed(self, hope: Outlook) -> Outlook:
         """What is expected of an n-gram draft that was hoped for."""
         gamma, times = hope.choice.gamma, self._factors + self._drafts[NGRAM].times(LONGEST)
         return Outlook(hope.choice, hope.tokens, float(times[gamma]), gamma)
@@ -265,11 +271,13 @@ class StepModel:
         return Outlook(outlook.choice, outlook.tokens, outlook.times + late, outlook.drafted)
 
     def _learn_rates(self, request: RequestDrafts, seen: StepSeen) -> None:
+        if not seen.proposed:
+            return
         key, known = (seen.kind, request.drawn), request.rates.setdefault(seen.kind, RequestRates(PLACES))
         places = seen.places or [UNKNOWN] * seen.proposed
         tried = Tried(places[: min(seen.accepted + 1, seen.proposed)], seen.accepted, PLACES)
         rates = self._pooled(*key)
-        self._alike.setdefault(key, Alikeness()).observe(known, rates.rates(), tried)
+        self._alike[key].observe(known, rates.rates(), tried)
         rates.observe(tried)
         known.observe(tried)
         # A draft that does not say how sure it is never does.

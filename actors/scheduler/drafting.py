@@ -37,7 +37,7 @@ class Drafting:
         if reply.prefill:
             request.drafts.behind = dict(reply.behind)
         else:
-            seen = _seen(decision.choices, reply, turn_s)
+            seen = self._seen(reply, turn_s)
             self._governor.observe(request.drafts, decision, seen)
             self._totals.add_step(decision, seen)
 
@@ -50,9 +50,22 @@ class Drafting:
         drafts = [DraftChoice(kind, gamma) for gamma in CALIBRATED for kind in self.kinds if kind != NGRAM]
         return [(), *((draft,) for draft in drafts), ()] if drafts else []
 
-    def calibrate(self, choices: tuple[DraftChoice, ...], reply: pb.StepReply, turn_s: float) -> None:
+    def calibrate(self, reply: pb.StepReply, turn_s: float) -> None:
         """What came of one of `calibrations`."""
-        self._governor.calibrate(_seen(choices, reply, turn_s))
+        self._governor.calibrate(self._seen(reply, turn_s))
+
+    def _seen(self, reply: pb.StepReply, turn_s: float) -> StepSeen:
+        found = Judgement(reply.ngram_match, reply.ngram_found, reply.ngram_stood, len(reply.emitted))
+        return StepSeen(
+            kind=reply.draft_kind,
+            proposed=reply.proposed,
+            accepted=reply.accepted,
+            draft_s=reply.timings.draft_s,
+            turn_s=turn_s,
+            behind=dict(reply.behind),
+            places=tuple(reply.confidences),
+            ngrams=found if NGRAM in self.kinds else None,
+        )
 
 
 def most_tokens(gamma: int | None, kinds: Sequence[str]) -> int:
@@ -81,17 +94,3 @@ def decision_span(decision: Decision, start_ns: int) -> pb.Span:
 def _named(choice: DraftChoice) -> str:
     match = f" from {choice.least_match} on" if choice.least_match else ""
     return f"{choice.kind}{match} {'up to ' if choice.floors else ''}{choice.gamma}"
-
-
-def _seen(choices: Sequence[DraftChoice], reply: pb.StepReply, turn_s: float) -> StepSeen:
-    found = Judgement(reply.ngram_match, reply.ngram_found, reply.ngram_stood, len(reply.emitted))
-    return StepSeen(
-        kind=reply.draft_kind,
-        proposed=reply.proposed,
-        accepted=reply.accepted,
-        draft_s=reply.timings.draft_s,
-        turn_s=turn_s,
-        behind=dict(reply.behind),
-        places=tuple(reply.confidences),
-        ngrams=found,
-    )

@@ -163,7 +163,7 @@ class StepLoop:
         give_up = time.monotonic() + CALIBRATION_S
         for choices in self._drafting.calibrations() if self._settings.gamma is None else ():
             if time.monotonic() < give_up:
-                self._drafting.calibrate(choices, *await self._probe(choices))
+                self._drafting.calibrate(*await self._probe(choices))
         self.ready = True
 
     async def _probe(self, choices: Sequence[DraftChoice]) -> tuple[steps_pb2.StepReply, float]:

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ...actors.policy.ngram import SHORTEST, TRUSTED, latest_suffix
+from ...actors.policy.chain import LONGEST
+from ...actors.policy.ngram import Found, continuation, latest_suffix
 from .traces import Sequence
 
 
@@ -23,6 +24,10 @@ def routing_counts(ids: np.ndarray, n_experts: int) -> np.ndarray:
     layers = ids.shape[1]
     flat = ids + np.arange(layers)[None, :, None] * n_experts
     return np.bincount(flat.ravel(), minlength=layers * n_experts).reshape(layers, n_experts)
+
+
+NO_HISTORY = np.empty(0, dtype=np.uint32)
+"""Texts before the sequence's own."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ class Drafting(Protocol):
     def __call__(self, sequence: Sequence, at: int, gamma: int) -> Window:
         """The window with at most `gamma` tokens; it never passes the sequence's end."""
 
-    def match(self, sequence: Sequence, at: int) -> int:
-        """Tokens that agree where n-grams find something; 0: they find nothing, or the drafts are no n-grams."""
+    def look_up(self, sequence: Sequence, at: int) -> Found:
+        """What n-grams find, at most LONGEST tokens; nothing where the drafts are none."""
 
 
 class RateAcceptance:
@@ -71,8 +76,8 @@ class RateAcceptance:
         accepted = int(refused[0]) if len(refused) else gamma
         return _window(sequence, at, accepted, _run(len(sequence.ids), at, gamma, accepted, elsewhere[at]))
 
-    def match(self, sequence: Sequence, at: int) -> int:
-        return 0
+    def look_up(self, sequence: Sequence, at: int) -> Found:
+        return Found()
 
     def _draws(self, sequence: Sequence) -> tuple[np.ndarray, np.ndarray]:
         if sequence.name not in self._drawn:
@@ -88,14 +93,14 @@ class NgramReplay:
     the rejected tokens; a copy from the prompt takes a run from elsewhere.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self._fallback = RateAcceptance(0.0, seed)
+    def __init__(self) -> None:
+        self._held: tuple[Sequence | None, np.ndarray] = None, NO_HISTORY
 
     def __call__(self, sequence: Sequence, at: int, gamma: int) -> Window:
         text, now = self._text(sequence), len(sequence.prompt_ids) + at
-        match, after = latest_suffix(text[: now + 1], text[: now + 1])
-        gamma = min(gamma, len(sequence.ids) - 1 - at, TRUSTED * match if match >= SHORTEST else 0)
-        draft = np.resize(text[after : now + 1], gamma).tolist()
+        _, after = latest_suffix(text[: now + 1], text[: now + 1])
+        found = continuation(text[: now + 1], NO_HISTORY, min(gamma, len(sequence.ids) - 1 - at))
+        draft, gamma = found.tokens, len(found.tokens)
         accepted = 0
         while accepted < gamma and draft[accepted] == text[now + 1 + accepted]:
             accepted += 1
@@ -105,16 +110,16 @@ class NgramReplay:
         window = _window(sequence, at, accepted, copied)
         return Window(window.ids, (int(text[now]), *draft), accepted)
 
-    def match(self, sequence: Sequence, at: int) -> int:
-        text = self._text(sequence)[: len(sequence.prompt_ids) + at + 1]
-        match, _ = latest_suffix(text, text)
-        return match if match >= SHORTEST else 0
+    def look_up(self, sequence: Sequence, at: int) -> Found:
+        return continuation(self._text(sequence)[: len(sequence.prompt_ids) + at + 1], NO_HISTORY, LONGEST)
 
     def _text(self, sequence: Sequence) -> np.ndarray:
         """Prompt and output; uint32."""
         if not sequence.token_ids:
             raise ValueError(f"sequence {sequence.name!r} has no token strings; n-gram replay needs them")
-        return np.array(sequence.prompt_ids + sequence.token_ids, dtype=np.uint32)
+        if sequence is not self._held[0]:
+            self._held = sequence, np.array(sequence.prompt_ids + sequence.token_ids, dtype=np.uint32)
+        return self._held[1]
 
 
 def _run(length: int, at: int, gamma: int, accepted: int, where: float) -> np.ndarray:

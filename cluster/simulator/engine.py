@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ...actors.core import CostSample, ExpertKey, RoutingWindow
+from ...actors.policy.ngram import Found, judge
 from ...actors.policy.rivals.interface import CPU, DEVICE, Decision, Layer, OffloadPolicy, Step
 from .acceptance import Drafting, Window
 from .lane import Lane, Pools
@@ -55,17 +56,17 @@ class Engine:
         for sequence in sequences:
             at = 0
             while at < len(sequence.ids):
-                window = self._window(sequence, at)
+                window = self._window(sequence, at, self._drafting.look_up(sequence, at))
                 at += window.accepted + 1
                 yield window.counts(self._n_experts)
 
-    def _window(self, sequence: Sequence, at: int) -> Window:
-        match = self._drafting.match(sequence, at)
-        return self._drafting(sequence, at, self._policy.gamma(sequence.name, len(sequence.ids) - at, match))
+    def _window(self, sequence: Sequence, at: int, found: Found) -> Window:
+        return self._drafting(sequence, at, self._policy.gamma(sequence.name, len(sequence.ids) - at, found.match))
 
     def _step(self, sequence: Sequence, at: int) -> int:
         policy, tally, began, thought = self._policy, self.tally, self._now, time.perf_counter()
-        window = self._window(sequence, at)
+        found = self._drafting.look_up(sequence, at)
+        window = self._window(sequence, at, found)
         counts = window.counts(self._n_experts)
         self._lane.advance(began)
         step = Step(
@@ -89,6 +90,7 @@ class Engine:
             self._now += self._machine.remote_step_s
             tally.remote_s += self._machine.remote_step_s
         thought = time.perf_counter()
+        policy.judged(judge(found, sequence.token_ids[at + 1 : at + window.accepted + 2]))
         policy.end(self._routing(window, counts, sequence), window.accepted, self._now - began)
         tally.planning_s += time.perf_counter() - thought
         tally.steps += 1

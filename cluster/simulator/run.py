@@ -75,7 +75,7 @@ def simulate(case: Case) -> Tally:
         raise BadTrace(f"{case.trace}: has no token strings for n-gram drafts; use drafts of a rate")
     machine, kind = machine_of(case.hardware), policy_class(case.policy)
     rate = case.hardware.speculation.acceptance.value
-    drafting: Drafting = NgramReplay(case.seed) if case.ngram else RateAcceptance(rate, case.seed)
+    drafting: Drafting = NgramReplay() if case.ngram else RateAcceptance(rate, case.seed)
     policy = kind(setting_of(case, kind, machine, trace))
     return Engine(machine, policy, drafting, free_drafts=case.ngram).run(replayed)
 

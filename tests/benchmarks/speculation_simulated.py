@@ -25,6 +25,7 @@ from typing import Any
 
 from intervals import interval, worst
 
+from moespac.actors.policy.ngram import Found
 from moespac.actors.policy.rivals.moespac import Moespac
 from moespac.cluster.simulator.acceptance import NgramReplay, RateAcceptance, Window
 from moespac.cluster.simulator.command import HARDWARE, TRACES
@@ -104,8 +105,8 @@ class InTurn:
     def __call__(self, sequence: Request, at: int, gamma: int) -> Window:
         return self._rates[self._turns[sequence.name]](sequence, at, gamma)
 
-    def match(self, sequence: Request, at: int) -> int:
-        return 0
+    def look_up(self, sequence: Request, at: int) -> Found:
+        return Found()
 
 
 class Run:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...core import CostSample, ExpertKey, ModelShape, RoutingWindow
+from ..ngram import Judgement
 
 DEVICE, CPU = "device", "cpu"
 """The `CostSample.actor` of experts computed on the device and on the CPU."""
@@ -166,7 +167,7 @@ class OffloadPolicy:
     def gamma(self, request: str, remaining: int, match: int = 0) -> int:
         """Draft tokens of the coming step; `remaining`: tokens that the request still wants, >= 1.
 
-        `match`: tokens that agree where n-grams find something; 0: they find nothing, or the drafts are none.
+        `match`: tokens that agree where n-grams find something; 0: they find nothing, or there are none.
         """
         return self.setting.gamma if self.speculates else 0
 
@@ -200,6 +201,9 @@ class OffloadPolicy:
 
     def measured(self, sample: CostSample) -> None:
         """What a layer's experts took on the device or on the CPU."""
+
+    def judged(self, ngrams: Judgement) -> None:
+        """How good what n-grams found was, proposed or not; before `end`."""
 
     def end(self, window: RoutingWindow, accepted: int, seconds: float) -> None:
         """The verification is over: its routing, the draft tokens accepted, and what the whole step took."""

@@ -63,7 +63,7 @@ class Moespac(OffloadPolicy):
         self._governor = Governor([setting.draft_kind] if setting.gamma else [])
         self._request, self._drafts = "", RequestDrafts()
         self._drafting: Drafts | None = None
-        self._match = 0
+        self._judged = Judgement()
         self._held = np.zeros((shape.n_layers, shape.n_experts), dtype=bool)
         self._plan = Plan(0, np.zeros(shape.n_layers, np.int64), np.zeros(self._held.shape, np.int64), 0, "")
         self._ended: tuple[RoutingWindow, float] | None = None
@@ -85,7 +85,6 @@ class Moespac(OffloadPolicy):
         if request != self._request:
             self._request, self._drafts = request, RequestDrafts()
         self._drafting = self._governor.decide(self._drafts, remaining)
-        self._match = match
         return next((_length(choice) for choice in self._drafting.choices if choice.least_match <= match), 0)
 
     def begin(self, step: Step) -> Sequence[Wish] | None:
@@ -114,6 +113,9 @@ class Moespac(OffloadPolicy):
         self._held[self._rows[key.layer], key.expert] = True
         if evicted is not None:
             self._held[self._rows[evicted.layer], evicted.expert] = False
+
+    def judged(self, ngrams: Judgement) -> None:
+        self._judged = ngrams
 
     def end(self, window: RoutingWindow, accepted: int, seconds: float) -> None:
         self._ended = window, seconds
@@ -161,15 +163,13 @@ class Moespac(OffloadPolicy):
         ]
 
     def _seen(self, proposed: int, accepted: int, seconds: float) -> StepSeen:
-        # What was found and not proposed is not known here.
-        judged = Judgement(self._match, proposed or self._match, accepted, accepted + 1 if proposed else 0)
         return StepSeen(
             kind=self.setting.draft_kind if proposed else "",
             proposed=proposed,
             accepted=accepted,
             draft_s=self._draft_s,
             turn_s=seconds,
-            ngrams=judged if self.setting.draft_kind == NGRAM else None,
+            ngrams=self._judged if self.setting.draft_kind == NGRAM else None,
         )
 
     def _fetched(self, at: Layer) -> list[int]:

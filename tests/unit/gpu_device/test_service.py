@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from tiny_device import make_draft_of, make_store, reference_tokens
@@ -20,6 +21,7 @@ from moespac.actors.core import Sampling
 from moespac.actors.gpu_device.actor import GpuDeviceActor
 from moespac.actors.gpu_device.link import EmulatedLink
 from moespac.actors.policy.chain import LONGEST, PLACES, UNKNOWN
+from moespac.actors.policy.ngram import continuation, judge
 from moespac.actors.prefetcher.actor import PrefetcherActor
 from moespac.actors.transport.endpoint import Endpoint, PeerUnknown
 from moespac.actors.transport.peers import open_channel
@@ -218,11 +220,16 @@ def test_how_a_draft_is_to_end_is_heeded_or_refused(system):
         drafts = [pb.DraftChoice(kind="model", gamma=4, **ends)]
         return system.stub.Step(pb.StepRequest(request_id="a", drafts=drafts, prefill_chunk=64), timeout=30)
 
-    system.open("a", tokens=PROMPT * 2)
-    assert step().prefill and step().proposed == 4
+    text = PROMPT * 2
+    system.open("a", tokens=text)
+    text += tuple(step().emitted)
+    reply = step()
+    assert reply.proposed == len(reply.confidences) == 4 and not reply.prefill
+    text += tuple(reply.emitted)
     reply = step(chances=[0.0] * PLACES, floors=[0.5] * LONGEST)
     assert reply.proposed == len(reply.confidences) == 1 and reply.confidences[0] < UNKNOWN
-    assert reply.ngram_found >= reply.ngram_stood
+    found = continuation(np.array(text, np.uint32), np.empty(0, np.uint32), LONGEST)
+    assert (reply.ngram_match, reply.ngram_found, reply.ngram_stood) == judge(found, reply.emitted)[:3]
     for ends, told in {
         "chances of 'model': 3 values: give 12 or none": {"chances": [0.5] * 3},
         "chances of 'model': 1.5 is no chance: give 0 to 1": {"chances": [1.5] * PLACES},

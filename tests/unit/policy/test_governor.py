@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -213,3 +214,29 @@ def test_equal_histories_give_equal_choices():
         world = World({"model": FAIR, "ngram": FAIR, "self": FAIR}, TOKEN_S, seed=11)
         runs.append([decision for decision, _ in world.run(calibrated(world), 300)])
     assert runs[0] == runs[1]
+
+
+def differs(one: tuple[DraftChoice, ...], other: tuple[DraftChoice, ...]) -> bool:
+    """By a draft, its length or, of those that end themselves, by how early."""
+    if [choice[:3] for choice in one] != [choice[:3] for choice in other]:
+        return True
+    floors = [(a.floors[1:], b.floors[1:]) for a, b in zip(one, other, strict=True) if a.floors]
+    return any(np.max(np.abs(np.log(np.divide(a, b)))) > 0.1 for a, b in floors)
+
+
+def test_an_exploration_is_not_what_would_be_done_anyway(monkeypatch):
+    """Matches of two lengths, a draft model and a self-draft: whatever is tried differs from the best at that time."""
+    world = World({"model": FAIR, "ngram": GOOD, "self": FAIR}, TOKEN_S, seed=2)
+    governor, request, tried = calibrated(world), RequestDrafts(), set()
+    for step in range(600):
+        with monkeypatch.context() as patch:
+            patch.setattr("moespac.actors.policy.governor.EXPLORE_EVERY", 10**9)
+            usual = deepcopy(governor).decide(deepcopy(request), 1000)
+        decision = governor.decide(request, 1000)
+        if decision.reason == "explore":
+            assert differs(decision.choices, usual.choices)
+            tried.add(decision.tried)
+        seen = world.step(decision)
+        found = (9, 16, min(16, seen.accepted + 1)) if step % 2 else (3, 6, 0)
+        governor.observe(request, decision, replace(seen, ngrams=Judgement(*found, seen.accepted + 1)))
+    assert len(tried) > 1

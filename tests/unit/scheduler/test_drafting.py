@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from drafting_world import length
+
 from moespac.actors.core import DraftChoice, Sampling
 from moespac.actors.policy.chain import LONGEST
-from moespac.actors.policy.governor import Decision
+from moespac.actors.policy.governor import Decision, Governor
+from moespac.actors.policy.ngram import Judgement
+from moespac.actors.policy.step_model import StepSeen
 from moespac.actors.scheduler.drafting import Drafting, decision_span, most_tokens
 from moespac.actors.scheduler.request import Request
 from moespac.actors.scheduler.tally import LinkTotals, Tally
@@ -57,13 +61,25 @@ def test_a_draft_that_stands_is_drafted_more_of_than_one_that_falls():
         drafting, asked = Drafting(("model",)), request()
         for _ in range(60):
             decision = drafting.decide(asked)
-            gamma = decision.choices[0].gamma if decision.choices else 0
+            gamma = sum(map(length, decision.choices))
             kind = "model" if gamma else ""
             step = reply(kind, gamma, gamma if accepted else 0)
             step.timings.draft_s = 0.001 * gamma
             drafting.observe(asked, decision, step, 0.004 + 0.001 * gamma)
         drafted.append(gamma)
     assert drafted[0] > 4 and drafted[1] < 2
+
+
+def test_the_governor_is_told_how_sure_drafts_were_and_what_ngrams_found(monkeypatch):
+    told = []
+    monkeypatch.setattr(Governor, "observe", lambda self, drafts, decision, seen: told.append(seen))
+    found = {"ngram_match": 5, "ngram_found": 7, "ngram_stood": 1}
+    for kinds in (("model", "ngram"), ("model",)):
+        drafting, asked = Drafting(kinds), request()
+        step = reply("model", 3, 2, confidences=bytes((9, 4, 1)), behind={"model": 1}, **found)
+        drafting.observe(asked, drafting.decide(asked), step, 0.01)
+    assert told[0] == StepSeen("model", 3, 2, 0.002, 0.01, {"model": 1}, (9, 4, 1), Judgement(5, 7, 1, 3))
+    assert told[1].ngrams is None, "nobody looked"
 
 
 def test_a_prefill_step_says_only_how_far_drafts_are_behind():
@@ -77,6 +93,8 @@ def test_a_decision_is_on_the_timeline():
     choices = (DraftChoice("ngram", 8), DraftChoice("model", 3))
     span = decision_span(Decision(choices, "explore", 12.34, 10.0), 5)
     assert (span.row, span.name, span.start_ns) == ("governor", "ngram 8 or model 3", 5) and span.end_ns > 5
+    ending = (DraftChoice("ngram", 8, 4), DraftChoice("self", 16, chances=(0.5,), floors=(0.1,)))
+    assert decision_span(Decision(ending, "best", 1.0, 1.0), 5).name == "ngram from 4 on 8 or self up to 16"
     assert dict(span.args) == {"reason": "explore", "tokens/s": "12.3", "tokens/s without drafts": "10.0"}
     assert decision_span(Decision((), "best", 1.0, 1.0), 5).name == "no draft"
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from simulated import layer, setting, step
 
 from moespac.actors.core import ExpertKey, RoutingWindow
+from moespac.actors.policy.ngram import Judgement
 from moespac.actors.policy.prefetch_order import UNIT
 from moespac.actors.policy.rivals.belady import BeladyDemand
 from moespac.actors.policy.rivals.hybrimoe import Dali, HybriMoe
@@ -164,6 +165,8 @@ def test_own_policy_drafts_as_many_as_the_engines_governor_finds_worth_it(rate, 
         policy.begin(step(np.zeros((3, 8)), gamma + 1, index))
         accepted = int(np.argmin(np.append(random.random(gamma) < rate, False)))
         seconds = 5e-3 + 5e-3 * (gamma + 1) ** 0.6 + 1e-3 * gamma
+        copied = int(np.argmin(np.append(random.random(16) < rate, False))) if gamma == 0 else accepted
+        policy.judged(Judgement(match, 16, min(copied, accepted + 1), accepted + 1))
         counts = np.zeros((3, 8), dtype=int)
         counts[:, :2] = gamma + 1
         policy.end(RoutingWindow(gamma + 1, counts), accepted, seconds)
