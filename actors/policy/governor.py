@@ -12,7 +12,8 @@ from itertools import takewhile
 
 from ..core import DraftChoice
 from .chain import LONGEST
-from .step_model import NGRAM, UNASSISTED, Drawn, Outlook, RequestDrafts, StepModel, StepSeen
+from .drafting_facts import UNASSISTED, Drawn, Outlook, RequestDrafts, StepSeen
+from .step_model import NGRAM, StepModel
 
 EXPLORATION = 0.004
 """Share of the decode time that steps taken to learn may be expected to lose; they lose some twice that, since what

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ...protos.v1 import generation_pb2 as pb
+from ..policy.drafting_facts import StepSeen
 from ..policy.governor import Decision
-from ..policy.step_model import StepSeen
 from .tally import DraftTally
 
 

@@ -9,9 +9,10 @@ from ...protos.v1 import generation_pb2
 from ...protos.v1 import steps_pb2 as pb
 from ..core import DraftChoice
 from ..policy.chain import LONGEST
+from ..policy.drafting_facts import StepSeen
 from ..policy.governor import Decision, Governor
 from ..policy.ngram import Judgement
-from ..policy.step_model import NGRAM, StepSeen
+from ..policy.step_model import NGRAM
 from .draft_totals import DraftTotals
 from .request import Request
 

@@ -11,7 +11,7 @@ import grpc
 
 from ...protos.v1 import generation_pb2 as pb
 from ..core import Sampling
-from ..policy.step_model import RequestDrafts
+from ..policy.drafting_facts import RequestDrafts
 from .tally import Tally
 
 

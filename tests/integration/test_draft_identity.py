@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from placements import placed
@@ -16,14 +17,16 @@ from tokenizers import Tokenizer
 
 import moespac
 from moespac.actors.core import DRAFT_KINDS, DraftChoice, Sampling
+from moespac.actors.policy.chain import PLACES
+from moespac.actors.policy.drafting_facts import RequestDrafts, StepSeen
 from moespac.actors.policy.governor import Governor
-from moespac.actors.policy.step_model import RequestDrafts, StepSeen
 
 PROMPT = (5, 17, 100, 3, 250, 9, 33, 12, 5, 17, 100, 3)
 """It ends as it began, so that n-grams find something."""
 TOKENS = 32
 SAMPLED = Sampling(temperature=0.7, top_p=0.9, seed=2**33)
 TURNS = ([("model", 3)], [], [("ngram", 4), ("self", 2)], [("self", 8)], [("model", 8)], [("ngram", 2), ("model", 1)])
+ENDING = {"chances": tuple(np.linspace(0.3, 0.9, PLACES)), "floors": (0.0, 0.3, 0.2, 0.1)}
 BUNDLED = Path(moespac.__file__).parent / "configs" / "quickstart"
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts.json"
 
@@ -59,15 +62,16 @@ def test_every_kind_gives_the_references_tokens(models, device, kind, gamma, sam
     assert {step.draft_kind for step in done.steps if step.proposed} == {kind}
 
 
-def test_kinds_that_take_turns_give_them_too(models, device):
-    """A step may have any draft, whatever the caches of the others hold."""
+@pytest.mark.parametrize("ends", [{}, ENDING], ids=["given", "ending"])
+def test_kinds_that_take_turns_give_them_too(models, device, ends):
+    """A step may have any draft, whatever the caches of the others hold and wherever it ends itself."""
     turns = itertools.cycle(TURNS)
     kinds = set()
     for sampling in (Sampling(), SAMPLED):
         session = device.open(PROMPT, TOKENS, sampling)
         while len(session.tokens) < len(PROMPT) + TOKENS:
             room = len(PROMPT) + TOKENS - len(session.tokens) - 1
-            choices = [DraftChoice(kind, min(gamma, room)) for kind, gamma in next(turns)]
+            choices = [DraftChoice(kind, min(gamma, room), **ends) for kind, gamma in next(turns)]
             kinds.add(device.decoder.step(session, choices, 512, device.new_pass()).draft_kind)
         assert session.tokens[len(PROMPT) :] == reference_tokens(models[0], PROMPT, TOKENS, sampling)
     assert kinds == {"", *DRAFT_KINDS}

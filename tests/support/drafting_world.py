@@ -9,9 +9,10 @@ import numpy as np
 
 from moespac.actors.core import DraftChoice
 from moespac.actors.policy.chain import EDGES, LONGEST, Chain
+from moespac.actors.policy.drafting_facts import RequestDrafts, StepSeen
 from moespac.actors.policy.governor import Decision, Governor
 from moespac.actors.policy.ngram import Judgement
-from moespac.actors.policy.step_model import NGRAM, RequestDrafts, StepSeen
+from moespac.actors.policy.step_model import NGRAM
 
 MATCH = 8
 """Tokens that agree whenever n-grams find something."""

@@ -13,6 +13,7 @@ from ...core import CostSample, DraftChoice, ExpertKey, ModelShape, Plan, Routin
 from ..cache_order import worth, worths
 from ..chain import Chain
 from ..cost import LINK, CostModel, WorkerCost
+from ..drafting_facts import RequestDrafts, StepSeen
 from ..estimator import UtilityEstimator, make_estimator
 from ..governor import Decision as Drafts
 from ..governor import Governor
@@ -20,7 +21,7 @@ from ..ngram import Judgement
 from ..planner import Planner, PlannerSettings
 from ..planning_task import PlanForm
 from ..reactive import split_misses
-from ..step_model import NGRAM, RequestDrafts, StepSeen
+from ..step_model import NGRAM
 from .interface import CPU, DEVICE, Decision, Layer, OffloadPolicy, Setting, Step, Wish
 
 REPLAN_EVERY = 8

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from moespac.actors.core import DRAFT_KINDS, DraftChoice
 from moespac.actors.policy.chain import LONGEST
+from moespac.actors.policy.drafting_facts import RequestDrafts, StepSeen
 from moespac.actors.policy.governor import EXPLORATION, SAVED_UP, Decision, Governor
 from moespac.actors.policy.ngram import Judgement
-from moespac.actors.policy.step_model import RequestDrafts, StepSeen
 
 GOOD, FAIR, BAD = (np.full(LONGEST, rate) for rate in (0.92, 0.6, 0.15))
 TOKEN_S = {"model": 1e-3, "ngram": 1e-6, "self": 4e-3}

@@ -6,9 +6,9 @@ from drafting_world import length
 
 from moespac.actors.core import DraftChoice, Sampling
 from moespac.actors.policy.chain import LONGEST
+from moespac.actors.policy.drafting_facts import StepSeen
 from moespac.actors.policy.governor import Decision, Governor
 from moespac.actors.policy.ngram import Judgement
-from moespac.actors.policy.step_model import StepSeen
 from moespac.actors.scheduler.drafting import Drafting, decision_span, most_tokens
 from moespac.actors.scheduler.request import Request
 from moespac.actors.scheduler.tally import LinkTotals, Tally

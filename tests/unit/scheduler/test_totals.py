@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from moespac.actors.core import DraftChoice
 from moespac.actors.histogram import empty_histogram, observe
+from moespac.actors.policy.drafting_facts import StepSeen
 from moespac.actors.policy.governor import Decision
-from moespac.actors.policy.step_model import StepSeen
 from moespac.actors.scheduler.draft_totals import DraftTotals
 from moespac.actors.scheduler.plan_totals import PlanTotals
 from moespac.actors.scheduler.totals import Totals
