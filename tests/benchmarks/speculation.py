@@ -42,6 +42,7 @@ import moespac
 from moespac import Client
 from moespac.actors.core import DRAFT_KINDS
 from moespac.actors.gpu_device.drafts.resident import ResidentDraft
+from moespac.actors.gpu_device.staging import MOST_BUFFERS
 from moespac.actors.gpu_device.trunk import load_trunk
 from moespac.cluster.client import GenerationStatistics
 from moespac.cluster.serve import Service, with_port
@@ -54,6 +55,8 @@ GOVERNOR = None
 SAMPLED = {"temperature": 0.7, "top_p": 0.95}
 RECALL_GAMMA, RECALL_GAMMAS = 8, (2, 4)
 """Draft tokens a step where kinds are measured alone; others for which the recall is reported too."""
+EXPERT_BYTES = 96 * 2**10
+"""Of the bundled target."""
 PARTS = ("simulated", "engine", "drafts")
 
 
@@ -154,10 +157,11 @@ def drafts(prompts: dict[str, list[str]], tokens: int) -> dict[str, object]:
     """Acceptance of each kind by position, and how well the self-draft foresees demand; half of the experts fit."""
     texts = [(i, text) for family in prompts.values() for i, text in enumerate(family[:4])]
     acceptance, result = {}, {}
-    whole = load_deployment(QUICKSTART)
+    # The deployment's slots are a quarter of the experts; those that staging takes come on top of a half.
+    memory = 2 * load_deployment(QUICKSTART).gpu.expert_memory + MOST_BUFFERS * EXPERT_BYTES
     for kind in DRAFT_KINDS:
         draft = DraftConfig(kinds=(kind,), gamma=RECALL_GAMMA, ngram_memory=0)
-        with served(f"speculation-{kind}", draft, expert_memory=2 * whole.gpu.expert_memory) as client:
+        with served(f"speculation-{kind}", draft, expert_memory=memory) as client:
             for text in texts[:6]:
                 _finished(client, text, tokens)  # plans fill the slots
             done = [_finished(client, text, tokens) for text in texts]
