@@ -34,9 +34,15 @@ class RecursiveRidge:
         x = inputs.astype(np.float64)
         self._widen(len(x))
         spread = self._covariance @ x.T
-        gain = spread @ np.linalg.inv(np.eye(len(x)) + x @ spread)
-        self._weights += gain.astype(np.float32) @ surprise
-        self._covariance -= gain @ spread.T
+        lower = _cholesky(np.eye(len(x)) + x @ spread)
+        if lower is None:
+            # Spoilt by rounding, or by a file. What was learned stays; how sure it is is found anew.
+            self._covariance, self._not_widened = np.eye(len(self._covariance)) / self._ridge, 0
+            return
+        # The square of one matrix: what is left of the covariance stays symmetric, whatever is rounded.
+        half = np.linalg.solve(lower, spread.T)
+        self._weights += np.linalg.solve(lower.T, half).T.astype(np.float32) @ surprise
+        self._covariance -= half.T @ half
 
     def _widen(self, samples: int) -> None:
         self._not_widened += samples
@@ -45,8 +51,8 @@ class RecursiveRidge:
             return
         widest = 1.0 / (self._ridge * np.diagonal(self._covariance))
         widening = np.sqrt(np.minimum(factor, np.maximum(widest, 1.0)))
-        self._covariance *= widening
-        self._covariance *= widening[:, None]
+        # One product, the same for (i, j) and (j, i): what is not symmetric would grow with every sample.
+        self._covariance *= np.outer(widening, widening)
         self._not_widened = 0
 
     def state(self) -> dict[str, np.ndarray]:
@@ -61,3 +67,13 @@ class RecursiveRidge:
             raise ValueError(f"regression: weights have shape {weights.shape}; expected {self._weights.shape}")
         self._weights, self._covariance = weights.astype(np.float32), covariance.astype(np.float64)
         self._not_widened = int(state["not_widened"])
+
+
+def _cholesky(matrix: np.ndarray) -> np.ndarray | None:
+    """Its lower factor; None where it has none: not positive definite, or not finite."""
+    if not np.isfinite(matrix).all():
+        return None
+    try:
+        return np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return None

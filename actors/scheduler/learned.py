@@ -32,6 +32,9 @@ class LearnedFile:
             if state:
                 log.warning("estimator not saved: it is too large", path=str(self.path), bytes=size, limit=MAX_BYTES)
             return
+        if broken := _not_finite(state):
+            log.error("estimator not saved: it has learned nonsense", path=str(self.path), array=broken)
+            return
         try:
             replace_file(self.path, lambda file: np.savez(file, **{_OWNER: np.array(self._owner)}, **state))
         except OSError as error:
@@ -48,7 +51,16 @@ class LearnedFile:
                 owner = str(file[_OWNER])
                 if owner != self._owner:
                     raise ValueError(f"it is of {owner!r}, this is {self._owner!r}")
-                return {name: file[name] for name in file.files if name != _OWNER}
+                state = {name: file[name] for name in file.files if name != _OWNER}
+            if broken := _not_finite(state):
+                raise ValueError(f"{broken} holds numbers that are not finite")
+            return state
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             log.warning("estimator starts cold: its file is refused", path=str(self.path), reason=str(error))
             return None
+
+
+def _not_finite(state: Mapping[str, np.ndarray]) -> str:
+    """The first array that holds NaN or infinity; empty: none does."""
+    arrays = ((name, np.asarray(array)) for name, array in state.items())
+    return next((name for name, array in arrays if array.dtype.kind == "f" and not np.isfinite(array).all()), "")

@@ -153,3 +153,32 @@ def test_the_mean_of_a_text_is_its_own_and_a_prompt_counts_at_most_as_asked():
 def test_a_capacity_below_one_is_refused():
     with pytest.raises(ValueError, match="capacity is 0"):
         TokenMemory(2, 0)
+
+
+def test_a_regression_that_rounding_has_spoilt_finds_how_sure_it_is_anew():
+    """A covariance that is none any more: what was learned stays, further samples are learned, nothing is infinite."""
+    rng, spoilt = np.random.default_rng(0), RecursiveRidge(6, 2, 1.0, 0.99)
+    truth = rng.normal(size=(6, 2)).astype(np.float32)
+
+    def learn(samples: int) -> None:
+        for _ in range(samples):
+            x = rng.normal(size=(3, 6)).astype(np.float32)
+            spoilt.observe(x, x @ truth - spoilt.predict(x))
+
+    learn(50)
+    for diagonal in (-np.eye(6), np.full((6, 6), np.nan)):
+        spoilt.restore(spoilt.state() | {"covariance": diagonal})
+        learn(60)
+        state = spoilt.state()
+        assert np.linalg.eigvalsh(state["covariance"]).min() > 0
+        assert np.abs(state["weights"] - truth).max() < 0.05
+
+
+def test_a_regressions_covariance_stays_symmetric():
+    """To the last bit: whatever is not symmetric grows with every sample, until nothing is left of the weights."""
+    rng, regression = np.random.default_rng(0), RecursiveRidge(40, 2, 1000.0, 0.99)
+    texts = (3 * rng.normal(size=(5, 40))).astype(np.float32)
+    for _ in range(300):
+        regression.observe(texts[rng.integers(0, 5, 9)], rng.normal(size=(9, 2)).astype(np.float32))
+    covariance = regression.state()["covariance"]
+    assert np.array_equal(covariance, covariance.T)

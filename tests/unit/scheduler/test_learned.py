@@ -57,3 +57,16 @@ def test_a_failed_write_leaves_the_last_file_and_no_scraps(tmp_path, monkeypatch
     file.save({"shares": np.zeros(3)})
     assert file.load().keys() == STATE.keys()
     assert [path.name for path in tmp_path.iterdir()] == ["store.best.npz"]
+
+
+def test_nonsense_is_neither_saved_nor_taken_up(tmp_path, monkeypatch, capsys):
+    """A state that is not finite would stay so for ever, over every restart."""
+    file, broken = LearnedFile(tmp_path / "store", "best", "abc"), STATE | {"map.weights": np.array([1.0, np.nan])}
+    file.save(STATE)
+    file.save(broken)
+    assert file.load().keys() == STATE.keys()
+    with monkeypatch.context() as patch:
+        patch.setattr(learned, "_not_finite", lambda state: "")
+        file.save(broken)
+    assert file.load() is None
+    assert "map.weights holds numbers that are not finite" in capsys.readouterr().out
