@@ -31,7 +31,7 @@ def address():
 
 
 def _add_node(cluster: Cluster, resource: str) -> None:
-    """Now and then a raylet does not come up, which Ray tells after 30 s: not what is tested here, so once more."""
+    """Now and then a raylet does not come up: not what is tested here, so once more. Ray tells by a bare Exception."""
     options = {"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
     try:
         cluster.add_node(**options, resources={resource: 1})
